@@ -1,0 +1,38 @@
+"""connpool: a fair, fast connection pool for any Python database driver.
+
+import connpool, psycopg
+
+pool = connpool.ConnectionPool(lambda: psycopg.connect("dbname=app"), max_size=10)
+with pool.connection() as conn:
+    conn.execute("select 1")
+"""
+
+from ._version import __version__
+from .adapter import Adapter, Fault, Verdict, register
+from .deadlines import deadline
+from .engine.stats import Histogram, PoolStats, Reason
+from .errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
+from .options import DEFAULT, PoolOptions
+from .pool import ConnectionPool, create_pool
+
+__all__ = (
+    "DEFAULT",
+    "Adapter",
+    "ConnectionPool",
+    "Fault",
+    "Histogram",
+    "PoolClosed",
+    "PoolError",
+    "PoolMisuse",
+    "PoolOptions",
+    "PoolOverloaded",
+    "PoolStats",
+    "PoolTimeout",
+    "PoolUnavailable",
+    "Reason",
+    "Verdict",
+    "__version__",
+    "create_pool",
+    "deadline",
+    "register",
+)

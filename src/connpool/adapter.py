@@ -1,0 +1,202 @@
+"""What the pool needs to know about a driver: read this before you write an adapter.
+
+An adapter knows one driver and nothing of the pool: no sizes, no queues, no policy.  The pool knows no
+driver.  Between them stand the methods of `Adapter`.  Those that may send something take a *limit* in
+seconds and must return or raise within it, even when the network swallows every packet; those that may
+not send anything say so.  A connection is given to one thread at a time.
+
+An adapter is found by the module of the first connection that a plain callable returns, or of the first
+exception that it raises; `register` makes a further driver known.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from enum import Enum, IntEnum
+from typing import Any, Protocol, TypeVar
+
+from .errors import PoolError, PoolMisuse
+
+C = TypeVar("C")
+"""The driver's own connection type."""
+
+
+class Verdict(IntEnum):
+    """What a connection's local state proves, without a word to the server.
+
+    ``CLEAN`` is 0, so that the warm path can ask ``if not verdict``.
+    """
+
+    CLEAN = 0
+    """At rest, no transaction open: it may be lent as it is."""
+    DIRTY = 1
+    """At rest; a transaction is open, or might be."""
+    FAILED = 2
+    """At rest; the open transaction has failed and can only be rolled back."""
+    BROKEN = 3
+    """Closed, in the middle of an exchange, or not provably at rest: it must be closed."""
+
+
+class Fault(Enum):
+    """What an exception says about the connection, or the server, that raised it."""
+
+    ORDINARY = "ordinary"
+    """The statement's own error: the connection is as good as before."""
+    DEAD = "dead"
+    """The connection is gone."""
+    DEMOTED = "demoted"
+    """The server has become read-only: a failover happened."""
+    FULL = "full"
+    """The server refuses further sessions."""
+    STARTING = "starting"
+    """The server is starting up or shutting down."""
+    AUTH = "auth"
+    """The server refuses these credentials; trying again will not help."""
+
+
+class Adapter(Protocol[C]):
+    """One driver, as the pool sees it."""
+
+    name: str
+    """The driver's name, for messages: ``"psycopg"``."""
+
+    bounded: bool
+    """Whether `connect` keeps its limit by itself.
+
+    False for a callable handed in by the user, which nobody can limit: the pool then gives up waiting
+    for it after `connect_timeout` and closes the connection if it comes after all.
+    """
+
+    sees_transactions: bool = True
+    """Whether `verdict` can tell CLEAN from DIRTY.
+
+    False for a driver that does not show whether a transaction is open.  Its verdict is then DIRTY
+    whenever the connection is open, and a `commit` or `rollback` that returned is taken as the proof
+    of rest; any other verdict but CLEAN after it still means that the connection must be closed.
+    It may change with `adopt`, so it is read when it is needed.
+    """
+
+    errors: Mapping[type[PoolError], type[PoolError]]
+    """The pool's errors that are also this driver's ``OperationalError``, by the plain class.
+
+    Static classes: one built at run time cannot be pickled.
+    """
+
+    def connect(self, limit: float | None) -> C:
+        """Open a connection within *limit* seconds; ``None`` is no limit."""
+
+    def adopt(self, conn: C) -> object:
+        """Take a fresh connection into the pool; return its baseline.
+
+        The baseline is whatever `verdict` wants to compare with: the driver-level state at connect.
+        Runs in the thread that opened the connection, before any hook.  May raise `PoolMisuse` if
+        such a connection cannot be pooled.
+        """
+
+    def verdict(self, conn: C, baseline: object) -> Verdict:
+        """Judge a connection by local state alone: no I/O, no exception, one Python frame.
+
+        In doubt ``BROKEN``.  It runs at every release; nothing else of an adapter is that warm.
+        """
+
+    def alive(self, conn: C) -> bool:
+        """Tell whether the socket is quiet, without a round trip.
+
+        An idle connection that has become readable has been closed by its server, or has got a
+        message that nobody asked for; either way it must not be lent.
+        """
+
+    def ping(self, conn: C, limit: float | None) -> None:
+        """Make one round trip; raise if there is no answer within *limit* seconds."""
+
+    def begin(self, conn: C) -> None:
+        """Open a transaction explicitly, on an autocommit connection too."""
+
+    def commit(self, conn: C) -> None:
+        """Commit on the borrower's behalf; its error is the borrower's."""
+
+    def rollback(self, conn: C, limit: float | None) -> None:
+        """End the open transaction; afterwards the verdict must be ``CLEAN``.
+
+        It may stay ``DIRTY`` if the adapter does not see transactions (`sees_transactions`).
+        """
+
+    def close(self, conn: C, limit: float | None) -> None:
+        """Say goodbye and close within *limit* seconds."""
+
+    def abort(self, conn: C) -> None:
+        """Close at once: never block, whatever the connection is doing, in any thread."""
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
+        """Classify what the driver raised; *dialling* while `connect` ran."""
+
+
+# -- which adapter speaks for which driver -----------------------------------------------------------
+
+_DRIVERS: dict[str, str] = {
+    "psycopg": "connpool.adapters.psycopg:PsycopgAdapter",
+    "pymysql": "connpool.adapters.pymysql:PyMySQLAdapter",
+    "sqlite3": "connpool.adapters.sqlite:SQLiteAdapter",
+}
+_SCHEMES: dict[str, str] = {
+    "postgresql": "psycopg",
+    "postgres": "psycopg",
+    "mysql": "pymysql",
+    "mariadb": "pymysql",
+    "sqlite": "sqlite3",
+}
+_ANY_DRIVER = "connpool.adapters.dbapi:DBAPIAdapter"
+
+
+def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
+    """Make an adapter known by the name of its driver's top-level module.
+
+    Args:
+        driver: The top-level module of the driver's classes, for example ``"oracledb"``.
+        adapter: Where the adapter class is: ``"package.module:ClassName"``.  It is imported at first
+            need.  The class has ``around(connect)`` and, for *schemes*, ``from_url(url)``.
+        schemes: URL schemes that `connpool.create_pool` should send to this adapter.
+    """
+    _DRIVERS[driver] = adapter
+    _SCHEMES.update(dict.fromkeys(schemes, driver))
+
+
+def adapter_for_url(url: str) -> Adapter[Any]:
+    """Return the adapter that the URL's scheme names, made from the URL."""
+    scheme, separator, _ = url.partition("://")
+    driver = _SCHEMES.get(scheme.partition("+")[0]) if separator else None
+    if driver is None:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        # The rest of the URL may hold a password: it is not repeated.
+        raise PoolMisuse(f"create_pool() needs a URL that begins with one of: {known}")
+    adapter: Adapter[Any] = _load(_DRIVERS[driver]).from_url(url)
+    return adapter
+
+
+def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
+    """Choose an adapter by what *connect* first returned or raised.
+
+    ``None`` for an exception that is no driver's: nothing is known yet.
+    """
+    adapter: Adapter[C]
+    for klass in type(first).__mro__:
+        where = _DRIVERS.get(klass.__module__.partition(".")[0])
+        if where is not None:
+            adapter = _load(where).around(connect)
+            return adapter
+    if isinstance(first, BaseException):
+        return None
+    missing = [name for name in ("cursor", "commit", "rollback", "close") if not hasattr(first, name)]
+    if missing:
+        raise PoolMisuse(
+            f"the connect callable returned {type(first).__module__}.{type(first).__qualname__}, which is "
+            f"no DB-API connection: it has no {', '.join(f'{name}()' for name in missing)}"
+        )
+    adapter = _load(_ANY_DRIVER).around(connect)
+    return adapter
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)

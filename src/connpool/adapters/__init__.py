@@ -1,0 +1,1 @@
+"""One module per driver; each imports its driver only, so nothing is imported here."""

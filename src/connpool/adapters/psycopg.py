@@ -1,0 +1,554 @@
+"""psycopg 3 (https://www.psycopg.org/psycopg3/), synchronous connections.
+
+What is true of this driver, and shapes what stands below:
+
+*Rest.*  libpq's ``transaction_status`` is the server's own answer: it cannot be stale, and it is
+ACTIVE as long as an answer, a COPY or a row in single-row mode is outstanding, and UNKNOWN once the
+connection is closed or bad.  It does not show a pipeline whose answers are all read, nor what
+psycopg itself keeps: an open ``transaction()`` block, a two-phase transaction, a thread that is
+inside a call.  The verdict asks for those as well.
+
+*Limits.*  No call of psycopg's has one, and ``connect_timeout`` is a whole number, at least 2 s, for
+each address.  So dialling, ROLLBACK and the ping are made of the public `psycopg.pq` calls, which
+never block once psycopg has made the connection non-blocking, under one deadline of ours.  Not
+covered is what libpq and the C library do before the first packet: name resolution, Kerberos.
+
+*The lock.*  ``conn.lock`` is held by whoever is inside the connection.  ``PQfinish`` frees memory that
+such a thread still uses, so another thread may only shut the socket down.  Closing politely never
+blocks: the socket is non-blocking, and what cannot be sent at once is not sent.
+
+*Failed dials* carry no SQLSTATE (psycopg issue 1188), only ``needs_password`` and a text in the
+server's language.  What the text does not tell is taken for a dead server, and tried again.
+
+Not known here: sizes, queues, when a connection is looked at, what becomes of it.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+import psycopg
+from psycopg import errors, pq
+from psycopg.conninfo import (
+    conninfo_attempts,
+    conninfo_to_dict,
+    make_conninfo,
+    timeout_from_conninfo,
+)
+
+from connpool.adapter import Fault, Verdict
+from connpool.errors import (
+    PoolClosed,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
+
+if TYPE_CHECKING:
+    from psycopg.abc import AdaptContext, ConnParam
+    from psycopg.pq.abc import PGconn, PGresult
+    from psycopg.rows import RowFactory, TupleRow
+
+__all__ = [
+    "PsycopgAdapter",
+    "PsycopgPoolClosed",
+    "PsycopgPoolOverloaded",
+    "PsycopgPoolTimeout",
+    "PsycopgPoolUnavailable",
+]
+
+C = TypeVar("C", bound="psycopg.Connection[Any]")
+C2 = TypeVar("C2", bound="psycopg.Connection[Any]")
+R = TypeVar("R")
+
+
+# -- the pool's errors, as this driver's --------------------------------------------------------------
+
+
+class PsycopgPoolTimeout(PoolTimeout, psycopg.OperationalError):
+    """`PoolTimeout` for ``except psycopg.OperationalError``."""
+
+    def __init__(self, message: str = "") -> None:
+        # OSError, which a TimeoutError is, passes nothing on: `diag` would miss its attributes.
+        psycopg.OperationalError.__init__(self, message)
+
+
+class PsycopgPoolOverloaded(PoolOverloaded, psycopg.OperationalError):
+    """`PoolOverloaded` for ``except psycopg.OperationalError``."""
+
+
+class PsycopgPoolUnavailable(PoolUnavailable, psycopg.OperationalError):
+    """`PoolUnavailable` for ``except psycopg.OperationalError``."""
+
+
+class PsycopgPoolClosed(PoolClosed, psycopg.OperationalError):
+    """`PoolClosed` for ``except psycopg.OperationalError``."""
+
+
+# -- tables ------------------------------------------------------------------------------------------
+
+_BROKEN = Verdict.BROKEN
+# By libpq's PGTransactionStatusType: IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN.
+_VERDICTS = (Verdict.CLEAN, Verdict.BROKEN, Verdict.DIRTY, Verdict.FAILED, Verdict.BROKEN)
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_FAULTS = {
+    "08": Fault.DEAD,  # connection exceptions
+    "28": Fault.AUTH,  # invalid authorization specification
+    "25006": Fault.DEMOTED,  # read_only_sql_transaction
+    "3D000": Fault.AUTH,  # invalid_catalog_name: no such database
+    "53300": Fault.FULL,  # too_many_connections
+    "57P01": Fault.DEAD,  # admin_shutdown
+    "57P02": Fault.DEAD,  # crash_shutdown
+    "57P03": Fault.STARTING,  # cannot_connect_now
+    "57P04": Fault.DEAD,  # database_dropped
+    "57P05": Fault.DEAD,  # idle_session_timeout
+    "25P03": Fault.DEAD,  # idle_in_transaction_session_timeout
+    "25P04": Fault.DEAD,  # transaction_timeout
+}
+
+# What servers say to a dial that they refuse, in English.  What trying again may cure comes first:
+# one text can speak of several hosts.
+_REFUSALS = (
+    (
+        Fault.STARTING,
+        re.compile(
+            r"the database system is (starting up|shutting down|in recovery mode)"
+            r"|the database system is not (yet )?accepting connections"
+        ),
+    ),
+    (
+        Fault.FULL,
+        re.compile(
+            r"too many clients already|remaining connection slots are reserved"
+            r"|too many connections for (role|database)"
+            r"|no more connections allowed"  # PgBouncer
+        ),
+    ),
+    (
+        Fault.AUTH,
+        re.compile(
+            r"authentication failed|no password supplied|no pg_hba\.conf entry"
+            r"|pg_hba\.conf rejects connection|(role|database) \".*\" does not exist"
+            r"|is not permitted to log in|permission denied for database"
+            r"|no such (database|user)"  # PgBouncer
+        ),
+    ),
+)
+
+# What of the parameters may be shown: never a password, not even a wrong one.
+_SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")
+
+
+# -- the adapter -------------------------------------------------------------------------------------
+
+
+class PsycopgAdapter(Generic[C]):
+    """Connections of psycopg 3, made by the adapter within a limit.
+
+    Prefer it to a bare ``lambda: psycopg.connect(...)``, whose dials nobody can limit.
+
+    Args:
+        conninfo: A libpq connection string or URI, as for `psycopg.connect`.
+        row_factory: As for `psycopg.connect`; it decides the connection's type.
+        kwargs: The other arguments of `psycopg.connect`.  A `connect_timeout` is what one address may
+            take at most; the pool's own limit is for all of them together.
+
+    Raises:
+        PoolMisuse: libpq cannot parse the connection string, or knows no such parameter.
+    """
+
+    name: str = "psycopg"
+    bounded: bool = True
+    sees_transactions: bool = True
+    errors: Mapping[type[PoolError], type[PoolError]] = {
+        PoolTimeout: PsycopgPoolTimeout,
+        PoolOverloaded: PsycopgPoolOverloaded,
+        PoolUnavailable: PsycopgPoolUnavailable,
+        PoolClosed: PsycopgPoolClosed,
+    }
+
+    @overload
+    def __init__(
+        self: PsycopgAdapter[psycopg.Connection[TupleRow]],
+        conninfo: str = "",
+        *,
+        row_factory: None = None,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        **kwargs: ConnParam,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: PsycopgAdapter[psycopg.Connection[R]],
+        conninfo: str = "",
+        *,
+        row_factory: RowFactory[R],
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        **kwargs: ConnParam,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        row_factory: RowFactory[Any] | None = None,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        **kwargs: ConnParam,
+    ) -> None:
+        try:
+            make_conninfo(conninfo)
+        except psycopg.ProgrammingError:
+            # libpq quotes what it does not understand, and that may be a part of the password.
+            raise PoolMisuse(
+                "libpq cannot parse the connection string (not repeated here, it may hold a"
+                " password); in a URL, @ : / ? # and % inside a name or password must be"
+                " percent-encoded"
+            ) from None
+        try:
+            make_conninfo(**dict.fromkeys(kwargs, ""))
+        except psycopg.ProgrammingError as exc:  # it names the parameter, and there are no values
+            raise PoolMisuse(f"psycopg: {exc}") from None
+        self._conninfo = conninfo
+        self._kwargs = kwargs
+        self._row_factory = row_factory
+        self._autocommit = autocommit
+        self._prepare_threshold = prepare_threshold
+        self._context = context
+        self._cursor_factory = cursor_factory
+        self._callable: Callable[[], C] | None = None
+
+    @classmethod
+    def around(cls, connect: Callable[[], C2]) -> PsycopgAdapter[C2]:
+        """Make an adapter for a callable that returns connections; its dials have no limit."""
+        adapter: PsycopgAdapter[Any] = PsycopgAdapter()
+        adapter.bounded = False
+        adapter._callable = connect
+        return adapter
+
+    @classmethod
+    def from_url(cls, url: str) -> PsycopgAdapter[psycopg.Connection[TupleRow]]:
+        """Make an adapter from a libpq URI; ``postgresql+psycopg://`` is understood as well."""
+        scheme, separator, rest = url.partition("://")
+        return PsycopgAdapter(scheme.partition("+")[0] + separator + rest)
+
+    def __repr__(self) -> str:
+        # Of a callable only its name: a functools.partial shows its arguments.
+        if self._callable is not None:
+            shown = getattr(self._callable, "__qualname__", type(self._callable).__qualname__)
+            return f"PsycopgAdapter.around({shown})"
+        params = conninfo_to_dict(self._conninfo, **self._kwargs)
+        shown = " ".join(f"{name}={params[name]}" for name in _SHOWN if name in params)
+        return f"PsycopgAdapter({shown!r})"
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    def connect(self, limit: float | None) -> C:
+        """Open a connection within *limit* seconds, whatever the number of addresses.
+
+        `psycopg.connect` cannot be given such a limit, so the dial is made of the same public
+        parts that it is made of, except for the wait.  An address gets its share of the time that
+        is left: one that swallows every packet must not cost the next one its turn.
+        """
+        if self._callable is not None:
+            return self._callable()
+        deadline = None if limit is None else monotonic() + limit
+        params = conninfo_to_dict(self._conninfo, **self._kwargs)
+        most = float(timeout_from_conninfo(params))  # 130 s if nobody said anything
+        attempts = conninfo_attempts(params)
+        failures: list[tuple[str, psycopg.Error]] = []
+        for number, attempt in enumerate(attempts):
+            seconds = most
+            if deadline is not None:
+                seconds = min(most, (deadline - monotonic()) / (len(attempts) - number))
+            try:
+                pgconn = _dial(make_conninfo("", **attempt), seconds)
+            except psycopg.Error as exc:
+                where = attempt.get("host") or "local socket"
+                failures.append((f"{where} ({attempt.get('hostaddr')})", exc))
+            else:
+                return cast("C", self._furnished(pgconn))
+        try:
+            last = failures[-1][1]
+            if len(failures) > 1:
+                texts = "\n".join(f"- {where}: {exc}" for where, exc in failures)
+                last = type(last)(f"no address could be connected:\n{texts}", pgconn=last.pgconn)
+            raise last
+        finally:
+            del failures, last  # else they and this frame would keep each other alive
+
+    def _furnished(self, pgconn: PGconn) -> psycopg.Connection[Any]:
+        """Make a connection of psycopg's own class, as `psycopg.connect` does."""
+        try:
+            conn: psycopg.Connection[Any] = psycopg.Connection(pgconn)
+            conn.prepare_threshold = self._prepare_threshold
+            if self._autocommit:
+                conn.autocommit = True
+            if self._row_factory is not None:
+                conn.row_factory = self._row_factory
+            if self._cursor_factory is not None:
+                conn.cursor_factory = self._cursor_factory
+            if self._context is not None:
+                # The one thing that has no public setter.
+                conn._adapters = psycopg.adapt.AdaptersMap(self._context.adapters)
+        except BaseException:
+            pgconn.finish()
+            raise
+        return conn
+
+    def adopt(self, conn: C) -> object:
+        """Check that `verdict` will find what it looks for; there is nothing to compare with."""
+        if not isinstance(conn, psycopg.Connection):
+            raise PoolMisuse(
+                f"the connect callable returned a {type(conn).__module__}.{type(conn).__qualname__},"
+                " not a psycopg.Connection"
+            )
+        # A later psycopg may not have these any more.  The public state alone decides then, at no
+        # cost where it matters.
+        for private, none in (("_num_transactions", 0), ("_tpc", None)):
+            if not hasattr(conn, private):
+                setattr(conn, private, none)
+        return None
+
+    # -- judging -------------------------------------------------------------------------------------
+
+    # -- warm path
+    def verdict(self, conn: C, baseline: object) -> Verdict:  # noqa: ARG002 -- nothing to compare
+        """Judge by libpq's own state, which no interrupt can falsify, and psycopg's above it."""
+        try:
+            pgconn = conn.pgconn
+            # `transaction_status` answers for `status` and `closed` too: UNKNOWN unless both are
+            # good.  Without `_num_transactions` an abandoned transaction() block would refuse the
+            # next borrower's commit(); without `_tpc` a prepared transaction would.  A held lock is
+            # a thread inside the connection, which may be about to send.
+            if conn._num_transactions or conn._tpc or pgconn.pipeline_status or conn.lock.locked():
+                return _BROKEN
+            return _VERDICTS[pgconn.transaction_status]
+        except Exception:  # costs nothing until it happens
+            return _BROKEN
+
+    # -- end of warm path
+
+    def alive(self, conn: C) -> bool:
+        """Tell whether the socket is quiet.
+
+        Right under TLS too: there is nothing left to decrypt in a connection at rest.  Only NOTIFY
+        makes a healthy connection readable, and whoever listens wants no pool.
+        """
+        try:
+            return not _ready(conn.pgconn.socket, 0.0)
+        except (psycopg.Error, OSError, ValueError):  # closed; or not a descriptor any more
+            return False
+
+    # -- speaking ------------------------------------------------------------------------------------
+
+    def ping(self, conn: C, limit: float | None) -> None:
+        """Send an empty query, which changes nothing in any state of a transaction."""
+        _exchange(conn, b"", limit)
+
+    def begin(self, conn: C) -> None:
+        """Send the BEGIN that psycopg would, with the connection's characteristics.
+
+        psycopg itself sends none in autocommit, and only together with a statement otherwise; and
+        in its ``transaction()`` block `commit` is forbidden.
+        """
+        words = ["BEGIN"]
+        if conn.isolation_level is not None:
+            words.append("ISOLATION LEVEL " + conn.isolation_level.name.replace("_", " "))
+        if conn.read_only is not None:
+            words.append("READ ONLY" if conn.read_only else "READ WRITE")
+        if conn.deferrable is not None:
+            words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
+        _exchange(conn, " ".join(words).encode(), None)
+
+    def commit(self, conn: C) -> None:
+        """Commit."""
+        conn.commit()
+
+    def rollback(self, conn: C, limit: float | None) -> None:
+        """Roll back, and forget what psycopg prepared, as it does in a rollback of its own.
+
+        What was prepared may refer to tables that the rollback has undone.
+        """
+        deadline = None if limit is None else monotonic() + limit
+        _exchange(conn, b"ROLLBACK", limit)
+        prepared = getattr(conn, "_prepared", None)
+        if prepared is not None and prepared.clear():
+            # clear() leaves the server's part to be done after the next statement.  That is too
+            # late: if the next statement is prepared at once, psycopg deallocates it with the
+            # rest, and its second execution fails.
+            _exchange(conn, b"DEALLOCATE ALL", None if deadline is None else deadline - monotonic())
+            prepared._to_flush.clear()
+
+    # -- closing -------------------------------------------------------------------------------------
+
+    def close(self, conn: C, limit: float | None) -> None:  # noqa: ARG002 -- it never blocks
+        """Say goodbye if it can be said at once, and close."""
+        if conn.lock.acquire(blocking=False):
+            try:
+                conn.close()
+            finally:
+                conn.lock.release()
+        else:
+            _shut_down(conn)
+
+    def abort(self, conn: C) -> None:
+        """Shut the socket down, which ends a call that another thread is in; close if none is.
+
+        A thread that is in a call gets `psycopg.OperationalError`, and libpq closes the
+        connection under it; the memory is freed with the connection object.
+        """
+        _shut_down(conn)
+        self.close(conn, None)
+
+    # -- faults --------------------------------------------------------------------------------------
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
+        """Classify by SQLSTATE; while dialling by what the server's text says."""
+        if isinstance(exc, PoolError) or not isinstance(exc, psycopg.Error):
+            return Fault.DEAD if dialling and isinstance(exc, OSError) else Fault.ORDINARY
+        if dialling and exc.sqlstate is None:
+            return _refusal(exc)
+        if exc.sqlstate is None:
+            # No server said this.  libpq and psycopg say it of a connection that is gone, except
+            # that a pipeline skips what comes after an error.
+            gone = isinstance(exc, psycopg.OperationalError)
+            return Fault.DEAD if gone and not isinstance(exc, errors.PipelineAborted) else Fault.ORDINARY
+        fault = _FAULTS.get(exc.sqlstate) or _FAULTS.get(exc.sqlstate[:2]) or Fault.ORDINARY
+        severity = exc.diag.severity_nonlocalized
+        if severity == "ERROR":
+            # The session lives on, whatever the code: dblink and foreign tables report the faults
+            # of other servers with the classes 08 and 28.
+            return fault if fault is Fault.DEMOTED else Fault.ORDINARY
+        if fault is Fault.AUTH and not dialling:
+            fault = Fault.ORDINARY  # a statement's own: nobody is let in or kept out any more
+        if fault is Fault.ORDINARY and severity in ("FATAL", "PANIC"):
+            return Fault.DEAD  # the server ends the session with either
+        return fault
+
+
+def _refusal(exc: psycopg.Error) -> Fault:
+    """Classify a failed dial, for which there is no SQLSTATE."""
+    if not isinstance(exc, psycopg.OperationalError):
+        return Fault.ORDINARY
+    text = str(exc)
+    for fault, pattern in _REFUSALS:
+        if pattern.search(text):
+            return fault
+    if exc.pgconn is not None and exc.pgconn.needs_password:
+        return Fault.AUTH
+    return Fault.DEAD
+
+
+# -- the wire ----------------------------------------------------------------------------------------
+
+
+def _dial(conninfo: str, seconds: float) -> PGconn:
+    """Connect to one address within *seconds*."""
+    deadline = monotonic() + seconds
+    pgconn = pq.PGconn.connect_start(conninfo.encode())
+    try:
+        while pgconn.status != pq.ConnStatus.BAD:
+            status = pgconn.connect_poll()
+            if status == pq.PollingStatus.OK:
+                pgconn.nonblocking = 1  # what psycopg expects, and every limit of ours
+                return pgconn
+            if status == pq.PollingStatus.FAILED:
+                break
+            # The socket is another one after each address, and each try with less encryption.
+            writing = status == pq.PollingStatus.WRITING
+            if not _ready(pgconn.socket, deadline - monotonic(), read=not writing, write=writing):
+                raise errors.ConnectionTimeout(f"not connected within {seconds:.3g} s")
+        message = f"connection failed: {pgconn.get_error_message()}"
+        raise psycopg.OperationalError(message, pgconn=errors.finish_pgconn(pgconn))
+    except BaseException:
+        pgconn.finish()
+        raise
+
+
+def _exchange(conn: psycopg.Connection[Any], command: bytes, limit: float | None) -> None:
+    """Send one command and read its answer, within *limit* seconds; raise what the server says.
+
+    The connection is closed if the answer does not come in time: it might come later, and be
+    taken for the next statement's.
+    """
+    deadline = None if limit is None else monotonic() + limit
+    if not conn.lock.acquire(timeout=-1 if limit is None else max(0.0, limit)):
+        raise psycopg.OperationalError(
+            f"{_said(command)}: another thread has used the connection for {limit:.3g} s"
+        )
+    try:
+        pgconn = conn.pgconn
+        pgconn.send_query(command)
+        unsent = pgconn.flush()
+        results: list[PGresult] = []
+        while True:
+            if not unsent and not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    break
+                results.append(result)
+                continue
+            left = None if deadline is None else deadline - monotonic()
+            if not _ready(pgconn.socket, left, write=bool(unsent)):
+                conn.close()
+                raise psycopg.OperationalError(
+                    f"{_said(command)}: no answer within {limit:.3g} s, the connection is closed"
+                )
+            pgconn.consume_input()
+            if unsent:
+                unsent = pgconn.flush()
+    finally:
+        conn.lock.release()
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise errors.error_from_result(result, encoding=conn.info.encoding)
+
+
+def _said(command: bytes) -> str:
+    return command.decode() or "ping"
+
+
+def _ready(fileno: int, seconds: float | None, *, read: bool = True, write: bool = False) -> bool:
+    """Wait until a socket can be read or written, or has failed; tell whether it is so far.
+
+    `select.poll` is looked up at use, because gevent replaces it.  Windows has none.
+    """
+    if seconds is not None and seconds < 0:
+        seconds = 0.0
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fileno, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
+    sockets = [fileno]
+    found = select.select(sockets if read else [], sockets if write else [], sockets, seconds)
+    return any(found)
+
+
+def _shut_down(conn: psycopg.Connection[Any]) -> None:
+    """End whatever a thread waits for on the connection's socket, from any thread."""
+    try:
+        fileno = conn.pgconn.socket
+        with socket.fromfd(fileno, socket.AF_INET, socket.SOCK_STREAM) as twin:
+            # Another thread may have closed the connection meanwhile, and the number may be
+            # somebody else's by now: the twin is ours only if libpq still has the number.
+            if conn.pgconn.socket == fileno:
+                twin.shutdown(socket.SHUT_RDWR)
+    except (psycopg.Error, OSError):
+        return  # closed already, or the other side was faster

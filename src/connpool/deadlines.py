@@ -1,0 +1,46 @@
+"""A deadline that a caller sets around several acquires; each of them spends from the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from .options import check_timeout
+from .threads import clock
+
+_deadline: ContextVar[float | None] = ContextVar("connpool_deadline", default=None)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Cap every acquire in this block by one deadline.
+
+    The block may acquire any number of connections of any number of pools; waiting for all of them
+    together ends *seconds* from now.  Blocks nest: the earliest deadline counts.  It bounds waiting for a
+    connection, not your statements.  A context variable carries it, so tasks inherit it and plain
+    threads do not.
+
+    Args:
+        seconds: From now, 0 or more; 0 lets acquires take an idle connection or fail at once.
+
+    Raises:
+        TypeError, ValueError: *seconds* is not a number, negative or not finite.
+    """
+    if seconds is None:
+        raise TypeError("deadline(None): a deadline needs a number of seconds")
+    check_timeout("seconds", seconds)
+    at, outer = clock() + seconds, _deadline.get()
+    token = _deadline.set(at if outer is None else min(at, outer))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def earliest(timeout: float | None, now: float) -> float | None:
+    """Return the instant at which an acquire that begins *now* must end; ``None``: never."""
+    own, outer = None if timeout is None else now + timeout, _deadline.get()
+    if own is None or outer is None:
+        return outer if own is None else own
+    return min(own, outer)

@@ -1,0 +1,796 @@
+"""The state machine of a pool.
+
+Rules
+-----
+1. Everything that changes the state of a pool stands in this file, but for the warm path (below).
+2. Nothing here waits, does I/O, reads a clock, draws a random number, calls user code or logs.  A
+   transition changes state under the one lock and says what the caller must do: what to close
+   (`next_to_close`), what to dial (`plan`), when to look again (`due`).
+3. Under the lock only a waiter's `wake` is called, which never blocks.
+
+Invariants
+----------
+* At rest an idle entry and a live waiter never coexist.
+* ``size == idle + in use + opening + validating + closing``, and no dial begins that would make the
+  size exceed `max_size`.  The size is ``len(slots)``, never a counter.
+* An entry has exactly one owner: the idle stack, a lease, a waiter's outcome or a flow's local variable.
+* A waiter gets exactly one outcome, decided under the lock.  Timeout, cancellation, interrupt, closing
+  and hand-over are one transition; whoever comes late gives back what was delivered.
+* Capacity that becomes free serves the oldest waiter.
+
+Theory of operation: ownership
+------------------------------
+An exception can strike between any two bytecodes: Ctrl-C, a signal handler, `gevent.Timeout`.  No
+``try`` can be everywhere, so ownership itself must survive it.  The registry (`slots`) holds an entry
+only by a weak reference whose callback is the C function ``lost.append``.  Whatever drops the last strong
+reference thereby reports the slot as lost; whoever next takes the lock frees it, and the connection,
+which the slot does hold strongly, is closed.  Hence the order of steps everywhere below: publish before
+removing, settle before unlinking, wake last.  Each is a single operation that is atomic under the GIL.
+
+Theory of operation: the warm path
+----------------------------------
+A lease pops from `idle` and appends to it without the lock (see `connpool.pool.Lease`).  Two threads
+that use the lock can miss each other only if one looks before the other has published.  So both
+publish first and look second::
+
+    waiter, under the lock                releaser, without it
+    ----------------------                --------------------
+    waiters.append(waiter)   publish      idle.append(entry)        publish
+    look at idle             look         look at waiters, doomed   look
+
+Whoever publishes second sees the other, so no wake-up is lost.  A newcomer looks at `waiters` before it
+takes from `idle`, so it never overtakes somebody in the queue.
+
+`evict`, `resize` and `shut` reach the entries in other hands by `doomed`: they set it first and sweep
+`idle` second.  The taker looks at `doomed` after it popped, the releaser after it appended.  `doomed`
+is never cleared.  (`check_at` could not carry that message: it is written by the holder at every
+release, and would be overwritten.)
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from functools import wraps
+from itertools import count
+from math import inf
+from typing import Concatenate, Final, Generic, ParamSpec, TypeVar
+
+from ..options import PoolOptions
+from . import upkeep
+from .stats import PoolStats, Reason, Totals
+
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _no_verdict(conn: object, baseline: object) -> int:
+    raise AssertionError("a connection was lent before its adapter was known")
+
+
+BATCH: Final = 500
+"""Durations an entry collects before they are folded into the histogram, under the lock."""
+
+
+class Refusal(Enum):
+    """Outcomes of a waiter that are neither an entry nor an error of the driver."""
+
+    LEFT = "left"
+    CLOSED = "closed"
+    OVERLOADED = "overloaded"
+
+
+class Waiter:
+    """A place in the queue.  A runtime adds how its caller sleeps."""
+
+    __slots__ = ("outcome", "ticket", "wake")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+        self.ticket: int | None = None
+        # An Entry, a Refusal, or the exception of the dial that failed everybody; None while open.
+        self.outcome: object = None
+
+
+class Ref(weakref.ref["object"]):
+    """A weak reference that knows the slot it watches."""
+
+    __slots__ = ("slot",)
+    slot: Slot
+
+
+class Slot:
+    """What the registry keeps of an entry: enough to free its place when its owner is gone."""
+
+    __slots__ = (
+        "bare",
+        "conn",
+        "conn_ref",
+        "entry_ref",
+        "holds",
+        "opened",
+        "until",
+        "uses",
+        "validating",
+    )
+
+    def __init__(self) -> None:
+        self.conn: object = None  # what to close if the entry is lost
+        self.entry_ref: Ref | None = None
+        self.bare = 0  # id of the connection while it is lent bare
+        self.conn_ref: Ref | None = None  # watches a connection that acquire() lent bare
+        self.holds: list[float] = []  # seconds of each use, not folded yet
+        self.uses = 0  # uses folded so far
+        self.until = inf  # opening and closing end here at the latest
+        self.opened = False
+        self.validating = False
+
+
+class Entry(Generic[C]):
+    """One connection.  Whoever holds it strongly owns it."""
+
+    __slots__ = (
+        "__weakref__",
+        "baseline",
+        "batch",
+        "check_at",
+        "conn",
+        "doomed",
+        "expires",
+        "holds",
+        "idle_since",
+        "lent_at",
+        "slot",
+    )
+    conn: C
+
+    def __init__(self, slot: Slot, batch: int) -> None:
+        self.slot = slot
+        self.holds = slot.holds
+        self.batch = batch  # fold when so many durations are collected
+        self.baseline: object = None  # the adapter's, for its verdict
+        self.doomed: Reason | None = None  # set by evict, resize, shut; never cleared
+        self.check_at = 0.0  # look closer from here; written by the holder only
+        self.expires = inf
+        self.idle_since = 0.0
+        self.lent_at = 0.0
+
+
+class Watcher:
+    """Somebody who waits for a condition of the pool as a whole: `close`, `wait_ready`."""
+
+    __slots__ = ("holds_now", "waiter", "wanted")
+
+    def __init__(self, holds_now: Callable[[], bool], waiter: Waiter, wanted: int) -> None:
+        self.holds_now = holds_now
+        self.waiter = waiter
+        self.wanted = wanted  # connections that must be open for it
+
+
+def locked(
+    transition: Callable[Concatenate[Core[C], P], R],
+) -> Callable[Concatenate[Core[C], P], R]:
+    """Run a transition under the core's lock; nothing else takes it.
+
+    The lock is released by ``with`` in all cases but one: CPython 3.14 can be interrupted between
+    taking it and entering the block (gh-148874).  An RLock can be asked whether that happened.
+
+    The collector may run a finalizer inside this very block, in the thread that owns the lock.  The
+    lock is re-entrant, so that does not hang.  Runtimes let no flow begin there (see `inside`), and a
+    release that comes this way (see `rematch`) leaves `again` for the owner, who looks once more when
+    it has left.
+    """
+
+    @wraps(transition)
+    def under_lock(core: Core[C], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        lock = core.lock
+        try:
+            with lock:
+                if core.lost:
+                    core._reclaim()
+                result = transition(core, *args, **kwargs)
+        except BaseException:
+            if lock._is_owned():  # type: ignore[attr-defined] # in every RLock, missing in typeshed
+                lock.release()
+            raise
+        if core.again and not core.inside():
+            core.again = False
+            core.rematch(None)
+        return result
+
+    return under_lock
+
+
+class Core(Generic[C]):
+    """The state of one pool and every transition of it."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        # Looked up here, not imported by name: gevent replaces the attribute.
+        self.lock = threading.RLock()
+        self.idle: deque[Entry[C]] = deque()  # a stack: surplus connections sink and age
+        self.waiters: deque[Waiter] = deque()  # first come, first served, by ticket
+        # Ordered sets, as dictionaries: equal histories must give equal iterations.
+        self.slots: dict[Slot, None] = {}  # the registry
+        self.opening: dict[Slot, None] = {}
+        self.closing: dict[Slot, None] = {}
+        self.debris: deque[Slot] = deque()  # closing, but nobody has begun to
+        self.lost: deque[Ref | Entry[C]] = deque()
+        self.bare: dict[int, object] = {}  # leases of connections lent by acquire(), by id(connection)
+        self.again = False
+
+        self.options = options
+        self.max_size = options.max_size
+        self.min_idle = options.min_idle
+        self.closed = False
+        self.failures = 0  # dials failed in a row
+        self.abandoned = 0  # dials abandoned in a row
+        self.retry_at = 0.0  # no dial before
+        self.last_error: BaseException | None = None
+        self.ever_opened = False
+        # The adapter's, for the warm path; set when the adapter is known, before the first delivery.
+        self.verdict: Callable[[C, object], int] = _no_verdict
+
+        self.totals = Totals()
+        self.waits: list[float] = []  # seconds of queued acquires, not folded yet; appended without the lock
+        self._gate = Waiter(lambda: None)
+        self._tickets = count()
+        self._watchers: list[Watcher] = []
+
+    def inside(self) -> bool:
+        """Tell whether this thread is in a transition already: only a finalizer can ask and hear yes."""
+        owned: bool = self.lock._is_owned()  # type: ignore[attr-defined] # see locked()
+        return owned
+
+    # -- waiting -------------------------------------------------------------------------------------
+
+    @locked
+    def queue(self, waiter: Waiter) -> object:
+        """Take a place in line, or the same place again; return the outcome if there is one at once."""
+        waiters = self.waiters
+        if self.closed:
+            waiter.outcome = Refusal.CLOSED
+            return waiter.outcome
+        if len(self.waits) >= BATCH:
+            self._fold_waits()
+        if waiter.ticket is None:
+            bound = self.options.max_waiting
+            if bound is not None and len(waiters) >= bound and not self.idle:
+                self.totals.overloads += 1
+                waiter.outcome = Refusal.OVERLOADED
+                return waiter.outcome
+            waiter.ticket = next(self._tickets)
+        place = len(waiters)
+        while place and (waiters[place - 1].ticket or 0) > waiter.ticket:
+            place -= 1  # it was here before: its candidate turned out to be dead
+        waiters.insert(place, waiter)
+        self._match()
+        return waiter.outcome
+
+    @locked
+    def leave(self, waiter: Waiter, *, timed_out: bool = False) -> object:
+        """Leave the queue; return what had been delivered before, or `Refusal.LEFT`.
+
+        The judge of every race: a timeout that comes a moment after the hand-over finds an entry here.
+        """
+        if waiter.outcome is None:
+            waiter.outcome = Refusal.LEFT
+            self.totals.timeouts += timed_out
+        try:
+            self.waiters.remove(waiter)
+        except ValueError:
+            pass
+        return waiter.outcome
+
+    def rematch(self, entry: Entry[C] | None) -> bool:
+        """Look again, after *entry* was published in `idle`; return whether there is follow-up work."""
+        if self.inside():
+            self.again = True
+            return False
+        return self._rematch(entry)
+
+    @locked
+    def _rematch(self, entry: Entry[C] | None) -> bool:
+        if entry is not None and entry.doomed:
+            try:
+                self.idle.remove(entry)
+            except ValueError:
+                pass  # taken meanwhile; the taker looks at `doomed` itself
+            else:
+                self._retire(entry, entry.doomed)
+        self._match()
+        return self.owes()
+
+    @locked
+    def give(self, entry: Entry[C]) -> None:
+        """Put an entry that is fit to be lent where it belongs: to the oldest waiter, or to idle."""
+        if entry.doomed:
+            self._retire(entry, entry.doomed)
+        else:
+            self.idle.append(entry)
+            self._match()
+
+    def _match(self) -> None:
+        """Hand idle entries to waiters, oldest first.  Lock held."""
+        waiters = self.waiters
+        while waiters:
+            head = waiters[0]
+            if head.outcome is None:
+                if head is self._gate:
+                    return
+                entry = self._pop_idle()
+                if entry is None:
+                    return
+                head.outcome = entry
+            # Settled: by us, or by somebody whom an interrupt kept from finishing.
+            waiters.popleft()
+            head.wake()
+
+    def _pop_idle(self) -> Entry[C] | None:
+        """Return the entry that was used last and is not doomed.  Lock held."""
+        while True:
+            try:
+                entry = self.idle.pop()
+            except IndexError:
+                return None
+            if not entry.doomed:
+                return entry
+            self._retire(entry, entry.doomed)
+
+    def _fail_waiters(self, outcome: object) -> None:
+        """Give everybody in the queue the same outcome.  Lock held."""
+        waiters = self.waiters
+        first = int(self.closed)  # behind the gate
+        while len(waiters) > first:
+            waiter = waiters[first]
+            if waiter.outcome is None:
+                waiter.outcome = outcome
+            del waiters[first]
+            waiter.wake()
+
+    # -- checking ------------------------------------------------------------------------------------
+
+    @locked
+    def number(self, waiter: Waiter) -> None:
+        """Give a caller its place in line before it queues: it has a candidate to look at first."""
+        waiter.ticket = next(self._tickets)
+
+    @locked
+    def retire(self, entry: Entry[C], reason: Reason) -> None:
+        """Discard an entry: its owner lets go of it, its connection is to be closed."""
+        self._retire(entry, reason)
+
+    def _retire(self, entry: Entry[C], reason: Reason) -> None:
+        """Move the slot of an entry to closing, once.  Lock held."""
+        slot = entry.slot
+        if slot in self.slots and slot not in self.closing:
+            self._close_slot(slot, reason)
+
+    def _close_slot(self, slot: Slot, reason: Reason) -> None:
+        """Turn a slot into work for `next_to_close`.  Lock held."""
+        self.debris.append(slot)
+        self.closing[slot] = None
+        self.opening.pop(slot, None)
+        slot.entry_ref = slot.conn_ref = None  # nobody needs to hear of their end any more
+        slot.validating = False
+        if slot.opened:
+            slot.opened = False
+            self.totals.discards[reason] += 1
+
+    @locked
+    def detach(self, conn: C) -> bool:
+        """Forget a lent connection without closing it; False if it is not on loan."""
+        slot = self._slot_of(conn)
+        entry = slot and slot.entry_ref and slot.entry_ref()
+        if slot is None or not isinstance(entry, Entry) or entry in self.idle:
+            return False
+        entry.doomed = Reason.DETACHED
+        entry.expires = -inf  # sends its release to the flows
+        self.bare.pop(slot.bare, None)
+        self.totals.discards[Reason.DETACHED] += 1
+        self._free(slot)
+        return True
+
+    @locked
+    def whereabouts(self, conn: C) -> str:
+        """Say where a connection is, to a caller who expected it on loan from `acquire`."""
+        slot = self._slot_of(conn)
+        if slot is None:
+            return "this connection is not from this pool, or the pool has given it up"
+        entry = slot.entry_ref and slot.entry_ref()
+        if entry is None or entry in self.idle:
+            return "this connection is not on loan: it has been released already"
+        return "this connection was lent by a `with` block, which gives it back itself"
+
+    def _slot_of(self, conn: C) -> Slot | None:
+        """Return the slot of a connection, whoever has it.  Lock held."""
+        for slot in self.slots:
+            if slot.conn is conn or (slot.conn_ref is not None and slot.conn_ref() is conn):
+                return slot
+        return None
+
+    @locked
+    def fold(self, entry: Entry[C]) -> None:
+        """Fold the collected durations of an entry; doom it if it has been used often enough."""
+        slot = entry.slot
+        slot.uses += len(slot.holds)
+        self.totals.use.fold(slot.holds)
+        slot.holds.clear()
+        entry.batch = self._batch(slot)
+        if not entry.batch:
+            entry.doomed = entry.doomed or Reason.USES
+
+    def _batch(self, slot: Slot) -> int:
+        """Return the number of uses until the next fold: exact `max_uses` at no cost.  Lock held."""
+        most = self.options.max_uses
+        return BATCH if most is None else min(BATCH, most - slot.uses)
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    def owes(self) -> bool:
+        """Tell, without the lock and so only roughly, whether somebody should follow up."""
+        return bool(self.debris or self.lost or (len(self.slots) < self.max_size and self._demand() > 0))
+
+    def _demand(self) -> int:
+        """Return the number of connections that are missing, dials under way not counted."""
+        if self.closed:
+            return 0
+        wanted = max((watcher.wanted for watcher in self._watchers), default=0)
+        missing = len(self.waiters) + max(0, self.min_idle - len(self.idle))
+        return max(missing, wanted - self.available())
+
+    @locked
+    def plan(self, now: float, until: float) -> Entry[C] | None:
+        """Reserve a place for one dial, if somebody needs it and nothing forbids it.
+
+        The place is given up at *until*, whatever has become of the dial.
+
+        Demand is counted when a seat is free, so a dial is never queued, and the returned connections
+        of a short spike cancel the dials it would have asked for.
+        """
+        self._free_overdue(now)
+        self._match()
+        if self.closed or now < self.retry_at or len(self.slots) >= self.max_size:
+            return None
+        # While dials fail, one prober at a time is enough to notice that the server is back.
+        seats = 1 if self.failures else self.options.max_connecting
+        if len(self.opening) >= min(seats, self._demand()):
+            return None
+        slot = Slot()
+        entry: Entry[C] = Entry(slot, self._batch(slot))
+        ref = Ref(entry, self.lost.append)
+        ref.slot = slot
+        slot.entry_ref = ref
+        slot.until = until
+        self.slots[slot] = None  # the place is taken from here; if the entry dies, the callback frees it
+        self.opening[slot] = None
+        self.totals.dials += 1
+        return entry
+
+    @locked
+    def opened(self, entry: Entry[C], seconds: float) -> None:
+        """Deliver a new connection, or see to its closing if its place was given up meanwhile."""
+        slot = entry.slot
+        if slot not in self.slots:
+            self.debris.append(slot)
+            return
+        self.opening.pop(slot, None)
+        slot.until = inf
+        slot.opened = True
+        try:
+            slot.conn_ref = Ref(slot.conn, self.lost.append)
+            slot.conn_ref.slot = slot
+        except TypeError:
+            pass  # cannot be referenced weakly: see lend_bare
+        self.failures = self.abandoned = 0
+        self.retry_at = 0.0
+        self.ever_opened = True
+        self.totals.opened += 1
+        self.totals.connect.fold([seconds])
+        if entry.doomed or self.closed:
+            self._retire(entry, entry.doomed or Reason.CLOSED)
+        else:
+            self.idle.append(entry)
+            self._match()
+        self._notify()
+
+    @locked
+    def dial_failed(
+        self, entry: Entry[C], error: BaseException, *, fatal: bool, now: float, chance: float
+    ) -> None:
+        """Free the place of a failed dial and set the pause before the next one.
+
+        Nobody fails who could still be served by a connection in use.  With none, a fatal error, or
+        the first error of a pool that never had a connection, ends all waiting.
+        """
+        slot = entry.slot
+        if slot not in self.slots:  # given up before it failed
+            if slot.conn is not None:
+                self.debris.append(slot)
+            return
+        self.totals.dial_failures += 1
+        self.failures += 1
+        self.last_error = error
+        self.retry_at = now + upkeep.pause(self.failures, waiting=bool(self.waiters), chance=chance)
+        self._discard_dial(slot)
+        if fatal:
+            self._fail_watchers(error)
+        if (fatal or not self.ever_opened) and not self.available():
+            self._fail_waiters(error)
+
+    def _fail_watchers(self, error: BaseException) -> None:
+        """Tell those who wait for connections to be opened that they will not be.  Lock held."""
+        for watcher in self._watchers.copy():
+            if watcher.wanted:
+                self._watchers.remove(watcher)
+                watcher.waiter.outcome = error
+                watcher.waiter.wake()
+
+    def available(self) -> int:
+        """Return the number of connections that are open and not being closed."""
+        return len(self.slots) - len(self.opening) - len(self.closing)
+
+    def _discard_dial(self, slot: Slot) -> None:
+        """Free the place of a dial; a connection that it got as far as is to be closed.  Lock held."""
+        if slot.conn is not None:
+            self._close_slot(slot, Reason.BROKEN)
+        else:
+            self._free(slot)
+
+    def _free_overdue(self, now: float) -> None:
+        """Give up dials and closings that have taken too long.  Lock held."""
+        for slot in [slot for slot in self.closing if slot.until <= now]:
+            self._free(slot)
+        for slot in [slot for slot in self.opening if slot.until <= now]:
+            if slot in self.slots:
+                self.totals.dial_failures += 1
+                self.failures += 1
+                self.abandoned += 1
+                self.last_error = TimeoutError("the dial was given up: no answer within connect_timeout")
+                self.retry_at = now + upkeep.abandoned_pause(self.abandoned)
+            self._free(slot)
+
+    # -- closing -------------------------------------------------------------------------------------
+
+    @locked
+    def next_to_close(self, now: float) -> Slot | None:
+        """Return the next slot whose connection the caller must close, and then call `freed`."""
+        if not self.debris:
+            return None
+        slot = self.debris[0]
+        slot.until = now + upkeep.CLOSE_GRACE  # from here on it is freed even if nobody reports back
+        self.debris.popleft()
+        return slot
+
+    @locked
+    def freed(self, slot: Slot) -> None:
+        """Free the place of a connection that has been closed."""
+        self._free(slot)
+
+    def _free(self, slot: Slot) -> None:
+        """Take a slot out of the registry; harmless when repeated.  Lock held."""
+        # The registry first: what an interrupt leaves in the other sets is overdue one day.
+        self.slots.pop(slot, None)
+        self.opening.pop(slot, None)
+        self.closing.pop(slot, None)
+        slot.entry_ref = slot.conn_ref = slot.conn = None
+        holds, slot.holds = slot.holds, []
+        self.totals.use.fold(holds)
+        self._notify()
+
+    def _reclaim(self) -> None:
+        """Take back what was lost.  Lock held."""
+        while self.lost:
+            item = self.lost[0]
+            if isinstance(item, Entry):  # given back by the collector, from inside the lock
+                self._retire(item, Reason.LOST)
+            elif item.slot in self.slots and item.slot not in self.closing:
+                slot = item.slot
+                if not slot.opened:
+                    self.totals.dial_failures += 1
+                    self._discard_dial(slot)
+                elif slot.conn is not None:
+                    self._close_slot(slot, Reason.LOST)
+                else:  # a bare connection that is garbage: its driver has closed it
+                    self.bare.pop(slot.bare, None)
+                    self.totals.discards[Reason.LOST] += 1
+                    self._free(slot)
+            self.lost.popleft()
+
+    # -- the pool as a whole -------------------------------------------------------------------------
+
+    @locked
+    def prune(self, now: float) -> None:
+        """Retire idle entries that have expired, or that nobody needed for `idle_timeout`."""
+        timeout = self.options.idle_timeout
+        spare = len(self.idle) - self.min_idle
+        for entry in self._idle_now():  # from the bottom: the longest idle first
+            if now >= entry.expires:
+                reason = Reason.LIFETIME
+            elif timeout is not None and spare > 0 and now >= entry.idle_since + timeout:
+                reason = Reason.IDLE
+            else:
+                continue
+            try:
+                self.idle.remove(entry)
+            except ValueError:
+                continue  # lent meanwhile
+            self._retire(entry, reason)
+            spare -= 1
+
+    @locked
+    def due(self, now: float) -> float | None:
+        """Return the next instant at which time alone gives the pool something to do."""
+        instants = [slot.until for slot in (*self.opening, *self.closing)]
+        if self.closed:
+            earliest = min(instants, default=inf)
+            return None if earliest == inf else earliest
+        if now < self.retry_at and len(self.slots) < self.max_size and self._demand() > 0:
+            instants.append(self.retry_at)
+        idle = self._idle_now()
+        instants += [entry.expires for entry in idle]
+        timeout = self.options.idle_timeout
+        if timeout is not None:
+            instants += [entry.idle_since + timeout for entry in idle[: max(0, len(idle) - self.min_idle)]]
+            if self.available() > len(idle):  # those in use may be idle next
+                instants.append(now + timeout)
+        earliest = min(instants, default=inf)
+        return None if earliest == inf else earliest
+
+    def _idle_now(self) -> list[Entry[C]]:
+        """Return the idle entries at this moment, longest idle first.  Lock held."""
+        while True:
+            try:
+                return list(self.idle)
+            except RuntimeError:  # a collection ran inside list() and let a warm path in
+                continue
+
+    @locked
+    def evict(self) -> None:
+        """Doom every connection there is: idle ones now, others when they come back or arrive."""
+        self._doom(list(self.slots), Reason.EVICTED)
+        self._sweep()
+
+    @locked
+    def resize(self, max_size: int, min_idle: int) -> None:
+        """Change the bounds; what exceeds them leaves, dials first, then idle ones, then those in use."""
+        self.max_size = max_size
+        self.min_idle = min_idle
+        surplus = len(self.slots) - len(self.closing) - max_size
+        while surplus > 0 and self.idle:
+            try:
+                entry = self.idle.popleft()
+            except IndexError:
+                break
+            self._retire(entry, Reason.SURPLUS)
+            surplus -= 1
+        if surplus > 0:
+            rest = [slot for slot in self.slots if slot not in self.closing]
+            rest.sort(key=lambda slot: slot.opened)
+            self._doom(rest[:surplus], Reason.SURPLUS)
+            self._sweep()
+        self._match()
+
+    @locked
+    def shut(self) -> None:
+        """Close the pool: nobody is served any more, and whatever comes back is closed."""
+        if self.closed:
+            return
+        self.closed = True
+        self.waiters.appendleft(self._gate)  # publish: from here on every caller takes the flows
+        self._doom(list(self.slots), Reason.CLOSED)
+        self._sweep()
+        self._fail_waiters(Refusal.CLOSED)
+        self._notify()
+
+    def _doom(self, slots: list[Slot], reason: Reason) -> None:
+        """Mark entries in whosever hands they are.  Lock held."""
+        for slot in slots:
+            entry = slot.entry_ref and slot.entry_ref()
+            if isinstance(entry, Entry):
+                entry.doomed = entry.doomed or reason
+
+    def _sweep(self) -> None:
+        """Retire the doomed among the idle entries.  Lock held."""
+        for entry in self._idle_now():
+            if entry.doomed:
+                try:
+                    self.idle.remove(entry)
+                except ValueError:
+                    continue  # taken meanwhile; the taker looks at `doomed` itself
+                self._retire(entry, entry.doomed)
+
+    @locked
+    def watch(self, watcher: Watcher) -> None:
+        """Settle a watcher's waiter once its condition holds."""
+        self._watchers.append(watcher)
+        self._notify()
+
+    @locked
+    def unwatch(self, watcher: Watcher) -> None:
+        """Stop watching; harmless when repeated."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+
+    def _notify(self) -> None:
+        """Wake the watchers whose condition holds now.  Lock held."""
+        for watcher in self._watchers.copy():
+            if watcher.holds_now():
+                self._watchers.remove(watcher)
+                watcher.waiter.outcome = True
+                watcher.waiter.wake()
+
+    def lend_bare(self, entry: Entry[C], lease: object) -> C:
+        """Let go of the connection of an entry, so that only its borrower keeps it alive.
+
+        If it becomes garbage, `conn_ref` reports the slot as lost.  A connection that cannot be
+        referenced weakly stays with its slot: it is never lost, and never reclaimed either.
+
+        The order matters to an interrupt: until the lease is noted, the entry dies with its caller's
+        frame, and with it the slot is lost and found.
+        """
+        conn, slot = entry.conn, entry.slot
+        if slot.conn_ref is not None:
+            slot.conn = None
+            del entry.conn
+        slot.bare = id(conn)
+        self.bare[slot.bare] = lease
+        return conn
+
+    # -- figures -------------------------------------------------------------------------------------
+
+    @locked
+    def brief(self) -> str:
+        """Return the state of the pool in a few words, for messages."""
+        idle = len(self.idle)
+        in_use = max(0, self.available() - idle)
+        waiting = len(self.waiters) - self.closed
+        return (
+            f"{in_use} of {self.max_size} in use, {idle} idle, {len(self.opening)} opening, {waiting} waiting"
+        )
+
+    @locked
+    def snapshot(self, name: str) -> PoolStats:
+        """Return all figures at one instant."""
+        totals = self.totals
+        use, wait = totals.use.copy(), totals.wait.copy()
+        for slot in self.slots:
+            use.fold(slot.holds.copy())
+        wait.fold(self.waits.copy())
+        idle = len(self.idle)
+        validating = sum(slot.validating for slot in self.slots)
+        in_use = max(0, self.available() - idle - validating)
+        gone = totals.discards[Reason.LOST] + totals.discards[Reason.DETACHED]
+        return PoolStats(
+            name=name,
+            max_size=self.max_size,
+            size=len(self.slots),
+            idle=idle,
+            in_use=in_use,
+            opening=len(self.opening),
+            validating=validating,
+            closing=len(self.closing),
+            waiting=len(self.waiters) - self.closed,
+            acquires=use.count + gone + in_use,
+            releases=use.count + gone,
+            waits=wait.count,
+            timeouts=totals.timeouts,
+            overloads=totals.overloads,
+            dials=totals.dials,
+            dial_failures=totals.dial_failures,
+            opened=totals.opened,
+            discards=totals.discards.copy(),
+            rollbacks=totals.rollbacks,
+            wait=wait,
+            use=use,
+            connect=totals.connect.copy(),
+        )
+
+    def _fold_waits(self) -> None:
+        """Move the collected waiting times into the histogram.  Lock held; others may be appending."""
+        batch = self.waits[:BATCH]
+        del self.waits[:BATCH]
+        self.totals.wait.fold(batch)

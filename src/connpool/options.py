@@ -1,0 +1,167 @@
+"""Every setting of a pool: its unit, its default, its meaning, its rule.  In this one place.
+
+Seconds are floats.  ``None`` means unlimited, or never.  Nothing is corrected silently: a value that
+breaks its rule is refused at construction, with a message that names option, value and rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+
+class Default:
+    """The type of `DEFAULT`: "as the pool was told at construction"."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT: Final = Default()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """The settings of one pool, checked."""
+
+    min_idle: int = 0
+    """Connections kept idle and ready, opened in the background; 0 opens only on demand."""
+
+    max_size: int = 10
+    """The most connections at any time, whatever their state: idle, in use, opening, closing."""
+
+    acquire_timeout: float | None = 10.0
+    """Seconds a caller waits for a connection: queueing, dialling and checking together.
+
+    10 and not 30: web workers are commonly killed at 30, before anybody would see the error.
+    0 takes an idle connection or fails at once.  ``None`` waits for ever.
+    """
+
+    max_waiting: int | None = 1000
+    """Callers that may wait at the same time; the next one gets `PoolOverloaded` at once.
+
+    0 lets nobody wait.  ``None`` sets no bound.
+    """
+
+    max_connecting: int = 2
+    """Dials at the same time, so that a restarted server is not met by a storm."""
+
+    connect_timeout: float | None = 10.0
+    """Seconds one dial may take.
+
+    An adapter that makes the call itself enforces it.  A plain callable cannot be limited: its dial is
+    given up after this time, and its connection closed if it comes late.  ``None`` waits for ever.
+    """
+
+    max_lifetime: float | None = 1800.0
+    """Seconds after which a connection is replaced, less a random tenth; ``None`` never."""
+
+    idle_timeout: float | None = 600.0
+    """Seconds after which a connection that nobody needed is closed, down to `min_idle`; ``None`` never."""
+
+    probe_after: float | None = 0.5
+    """Seconds idle after which the socket is looked at, without a round trip, before lending.
+
+    0 looks every time, ``None`` never.
+    """
+
+    ping_after: float | None = 30.0
+    """Seconds idle after which one round trip must succeed before lending; 0 every time, ``None`` never."""
+
+    max_uses: int | None = None
+    """Times a connection is lent before it is replaced; ``None`` for any number."""
+
+    reset_timeout: float | None = 5.0
+    """Seconds for each round trip that the pool makes on its own account: rollback, ping."""
+
+    on_connect: Callable[[Any], object] | None = None
+    """Called with each new connection, in the thread that opened it and in an empty context.
+
+    A transaction that it leaves open is committed.  If it raises, the connection is closed and the dial
+    has failed.
+    """
+
+    name: str | None = None
+    """The pool's name in messages and metrics; ``None`` numbers it: ``pool-1``."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            rule = _RULES.get(option.name)
+            if rule is not None:
+                rule(option.name, getattr(self, option.name))
+        if self.min_idle > self.max_size:
+            raise ValueError(f"min_idle={self.min_idle}: must not exceed max_size={self.max_size}")
+        if (
+            self.probe_after is not None
+            and self.ping_after is not None
+            and self.ping_after < self.probe_after
+        ):
+            raise ValueError(
+                f"ping_after={self.ping_after!r}: must not be shorter than probe_after={self.probe_after!r}"
+            )
+
+
+# -- rules -------------------------------------------------------------------------------------------
+
+
+def _whole(least: int, *, none: str | None = None) -> Callable[[str, object], None]:
+    def check(name: str, value: object) -> None:
+        wanted = f"must be a whole number of at least {least}" + (f", or None for {none}" if none else "")
+        if value is None and none:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}={value!r}: {wanted}")
+        if value < least:
+            raise ValueError(f"{name}={value!r}: {wanted}")
+
+    return check
+
+
+def _seconds(*, zero: str | None = None, none: str | None = None) -> Callable[[str, object], None]:
+    def check(name: str, value: object) -> None:
+        wanted = "must be a number of seconds, " + ("0 or more" if zero else "more than 0")
+        wanted += f" (0: {zero})" if zero else ""
+        wanted += f", or None for {none}" if none else ""
+        if value is None and none:
+            return
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name}={value!r}: {wanted}")
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise ValueError(f"{name}={value!r}: {wanted}")
+
+    return check
+
+
+def _hook(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r}: must be callable with a connection, or None")
+
+
+def _text(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise TypeError(f"{name}={value!r}: must be a non-empty string, or None")
+
+
+check_timeout = _seconds(zero="an idle connection or an error, at once", none="no limit")
+"""The rule for a `timeout` argument, the same as for `acquire_timeout`."""
+
+_RULES: dict[str, Callable[[str, object], None]] = {
+    "min_idle": _whole(0),
+    "max_size": _whole(1),
+    "acquire_timeout": check_timeout,
+    "max_waiting": _whole(0, none="no bound"),
+    "max_connecting": _whole(1),
+    "connect_timeout": _seconds(none="no limit"),
+    "max_lifetime": _seconds(none="no limit"),
+    "idle_timeout": _seconds(none="never"),
+    "probe_after": _seconds(zero="every time", none="never"),
+    "ping_after": _seconds(zero="every time", none="never"),
+    "max_uses": _whole(1, none="any number"),
+    "reset_timeout": _seconds(none="no limit"),
+    "on_connect": _hook,
+    "name": _text,
+}

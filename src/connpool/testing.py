@@ -1,0 +1,524 @@
+"""Test doubles: a scripted server with its driver and adapter, and a simulator with a virtual clock.
+
+Two ways to use them:
+
+* **Your own code against an outage.**  Make a `FakeServer`, give ``FakeAdapter(server)`` to a real
+  `connpool.ConnectionPool`, and take the server down, kill its sessions, slow it, fill it::
+
+      server = FakeServer()
+      with ConnectionPool(FakeAdapter(server), max_size=2) as pool:
+          server.kill_sessions()
+          with pool.connection() as conn:      # a fresh one, no error
+              conn.execute("select 1")
+
+* **The pool itself, thousands of schedules a second.**  `Simulation` runs the very flows that threads
+  run in production, in one thread, on a virtual clock, in an order that a seed decides.  Every step can
+  be cancelled.  `Simulation.check` verifies the invariants of `connpool.engine.core` after each step.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from itertools import count
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
+
+from .adapter import Fault, Verdict
+from .engine.core import Core, Entry, Waiter
+from .engine.flows import Call, Flow, Flows, Park, Start, Step
+from .errors import PoolError
+from .options import PoolOptions
+
+R = TypeVar("R")
+
+
+# -- a driver without a server ------------------------------------------------------------------------
+
+
+class FakeError(Exception):
+    """What the fake driver raises."""
+
+
+class FakeOperationalError(FakeError):
+    """The connection or the server is at fault."""
+
+
+class FakeServer:
+    """A server that does what the test says.
+
+    Args:
+        latency: Seconds that every step takes, or a mapping from `connpool.engine.flows.Step` to seconds.
+        sleep: How a step waits; a test that wants to control it gives its own.
+        max_sessions: Further connects are refused as *full*; ``None``: no bound.
+    """
+
+    def __init__(
+        self,
+        *,
+        latency: float | Mapping[Step, float] = 0.0,
+        sleep: Callable[[float], None] = time.sleep,
+        max_sessions: int | None = None,
+    ) -> None:
+        self.latency = latency
+        self.max_sessions = max_sessions
+        # Weakly: a connection that is garbage has closed its socket, and with it its session.
+        self.sessions: weakref.WeakSet[FakeConnection] = weakref.WeakSet()
+        self.connects = 0
+        self.statements: list[str] = []
+        self._sleep = sleep
+        self._down: Exception | None = None
+
+    def down(self, error: Exception | None = None) -> None:
+        """Refuse connects with *error* and kill all sessions, until `up`."""
+        self._down = error or FakeOperationalError("connection refused")
+        self.kill_sessions()
+
+    def up(self) -> None:
+        """Accept connects again."""
+        self._down = None
+
+    def kill_sessions(self) -> int:
+        """End every session, as a restart does; return how many there were."""
+        victims = sorted(self.sessions, key=lambda conn: conn.number)
+        for conn in victims:
+            conn.kill()
+        return len(victims)
+
+    def seconds(self, step: Step) -> float:
+        """Return how long a step takes."""
+        return self.latency.get(step, 0.0) if isinstance(self.latency, Mapping) else self.latency
+
+    def wait(self, step: Step) -> None:
+        """Take the time that a step takes."""
+        seconds = self.seconds(step)
+        if seconds:
+            self._sleep(seconds)
+
+    def accept(self) -> FakeConnection:
+        """Open a session, or refuse it."""
+        self.connects += 1
+        if self._down is not None:
+            raise self._down
+        if self.max_sessions is not None and len(self.sessions) >= self.max_sessions:
+            raise FakeOperationalError("sorry, too many clients already")
+        return FakeConnection(self)
+
+
+class FakeConnection:
+    """A session with a `FakeServer`: it knows transactions, failure and death, but no SQL."""
+
+    _numbers = count(1)
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self.number = next(self._numbers)
+        self.alive = True  # the server's side
+        self.closed = False  # ours
+        self.in_transaction = False
+        self.failed = False  # the open transaction can only be rolled back
+        self.busy = False  # an exchange was cut short
+        server.sessions.add(self)
+
+    def execute(self, statement: str) -> None:
+        """Send a statement: ``begin``, ``commit``, ``rollback``, ``fail``, or anything else.
+
+        Anything else opens a transaction, as drivers do that are not in autocommit mode.
+        """
+        if self.closed or not self.alive:
+            raise FakeOperationalError("server closed the connection unexpectedly")
+        self.server.statements.append(statement)
+        if statement == "fail":
+            self.in_transaction = self.failed = True
+            raise FakeError("the statement failed")
+        if statement in ("commit", "rollback"):
+            self.in_transaction = self.failed = False
+        else:
+            self.in_transaction = True
+
+    def cursor(self) -> FakeConnection:
+        """Return something with `execute`: this connection."""
+        return self
+
+    def commit(self) -> None:
+        """Commit; a failed transaction is rolled back in silence, as drivers do."""
+        self.execute("commit")
+
+    def rollback(self) -> None:
+        """Roll back."""
+        self.execute("rollback")
+
+    def kill(self) -> None:
+        """End the session from the server's side."""
+        self.alive = False
+        self.server.sessions.discard(self)
+
+    def close(self) -> None:
+        """End the session from our side."""
+        self.closed = True
+        self.kill()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "alive" if self.alive else "killed"
+        return f"<FakeConnection {self.number}, {state}>"
+
+
+class FakeAdapter:
+    """The adapter of the fake driver."""
+
+    name = "fake"
+    bounded = True
+    sees_transactions = True
+    errors: Mapping[type[PoolError], type[PoolError]] = MappingProxyType({})
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+
+    def connect(self, limit: float | None) -> FakeConnection:
+        """Open a session."""
+        self.server.wait(Step.CONNECT)
+        if limit is not None and self.server.seconds(Step.CONNECT) > limit:
+            raise FakeOperationalError("connect timed out")
+        return self.server.accept()
+
+    def adopt(self, conn: FakeConnection) -> object:
+        """Return the baseline: none is needed."""
+        return None
+
+    def verdict(self, conn: FakeConnection, baseline: object) -> Verdict:
+        """Judge by what the client can know: a killed session looks clean until it is used."""
+        if conn.closed or conn.busy:
+            return Verdict.BROKEN
+        if conn.failed:
+            return Verdict.FAILED
+        return Verdict.DIRTY if conn.in_transaction else Verdict.CLEAN
+
+    def alive(self, conn: FakeConnection) -> bool:
+        """Tell whether the server has closed its end."""
+        return conn.alive
+
+    def ping(self, conn: FakeConnection, limit: float | None) -> None:
+        """Make a round trip."""
+        self._round_trip(conn, Step.PING, limit)
+
+    def begin(self, conn: FakeConnection) -> None:
+        """Open a transaction."""
+        self.server.wait(Step.BEGIN)
+        conn.execute("begin")
+
+    def commit(self, conn: FakeConnection) -> None:
+        """Commit."""
+        self.server.wait(Step.COMMIT)
+        conn.commit()
+
+    def rollback(self, conn: FakeConnection, limit: float | None) -> None:
+        """Roll back."""
+        self._round_trip(conn, Step.ROLLBACK, limit)
+        conn.rollback()
+
+    def close(self, conn: FakeConnection, limit: float | None) -> None:
+        """Close politely."""
+        self.server.wait(Step.CLOSE)
+        conn.close()
+
+    def abort(self, conn: FakeConnection) -> None:
+        """Close at once."""
+        conn.close()
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
+        """Classify by the text, as real adapters sometimes must."""
+        if "password" in str(exc):
+            return Fault.AUTH
+        if "too many clients" in str(exc):
+            return Fault.FULL
+        return Fault.DEAD if isinstance(exc, FakeOperationalError) else Fault.ORDINARY
+
+    def _round_trip(self, conn: FakeConnection, step: Step, limit: float | None) -> None:
+        self.server.wait(step)
+        if limit is not None and self.server.seconds(step) > limit:
+            conn.busy = True
+            raise FakeOperationalError(f"no answer to {step.value} within {limit:g} s")
+        if conn.closed or not conn.alive:
+            raise FakeOperationalError("server closed the connection unexpectedly")
+
+
+# -- the simulator -------------------------------------------------------------------------------------
+
+
+class Cancelled(BaseException):
+    """What a cancelled task of a simulation raises: no `Exception`, like asyncio's and Ctrl-C's."""
+
+
+class _SimulatedWaiter(Waiter):
+    """A task's place in the queue."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        super().__init__(self._wake)
+        self.task: Task[Any] | None = None
+
+    def _wake(self) -> None:
+        if self.task is not None:
+            self.task._soon()
+
+
+class Task(Generic[R]):
+    """A flow that a simulation runs."""
+
+    def __init__(self, simulation: Simulation, flow: Flow[R], name: str) -> None:
+        self.name = name
+        self.done = False
+        self.result: R | None = None
+        self.error: BaseException | None = None
+        self.callbacks: list[Callable[[Task[R]], None]] = []
+        self._simulation = simulation
+        self._flow = flow
+        self._step = 0  # whatever was scheduled for an earlier step is void
+        self._call: Call | None = None
+        self._waiter: _SimulatedWaiter | None = None
+
+    def cancel(self) -> None:
+        """Throw `Cancelled` into the flow where it is suspended; harmless when it is done."""
+        if self.done:
+            return
+        if self._call is not None:  # bytes are out, the answer will never be read
+            for arg in self._call.args:
+                if isinstance(arg, FakeConnection):
+                    arg.busy = True
+        self._resume(self._flow.throw, Cancelled())
+
+    def _soon(self, delay: float = 0.0) -> None:
+        step = self._step
+        self._simulation.at(self._simulation.now + delay, lambda: self._wake(step))
+
+    def _wake(self, step: int) -> None:
+        if step == self._step and not self.done:
+            call = self._call
+            if call is None:
+                self._resume(self._flow.send, None)
+                return
+            try:
+                value = call.fn(*call.args)
+            except Exception as exc:
+                self._resume(self._flow.throw, exc)
+            else:
+                self._resume(self._flow.send, value)
+
+    def _resume(self, resume: Callable[[Any], Any], value: Any) -> None:
+        """Run the flow to its next operation that takes time."""
+        simulation = self._simulation
+        self._step += 1
+        self._call = None
+        if self._waiter is not None:
+            self._waiter.task = self._waiter = None
+        try:
+            while True:
+                operation = resume(value)
+                resume, value = self._flow.send, None
+                if isinstance(operation, Start):
+                    value = simulation._start(operation.flow)
+                elif isinstance(operation, Call):
+                    self._call = operation
+                    self._soon(simulation.seconds(operation))
+                    return
+                elif isinstance(operation, Park):
+                    self._park(operation)
+                    return
+                else:
+                    simulation._watch(operation.at)
+        except StopIteration as stop:
+            result, error = stop.value, None
+        except (Exception, Cancelled) as exc:
+            result, error = None, exc
+        self._end(result, error)  # outside: an error of a callback must not drag StopIteration along
+
+    def _park(self, operation: Park) -> None:
+        waiter = operation.waiter
+        assert isinstance(waiter, _SimulatedWaiter)
+        self._waiter, waiter.task = waiter, self
+        if waiter.outcome is not None:
+            self._soon()
+        elif operation.deadline is not None:
+            self._soon(max(0.0, operation.deadline - self._simulation.now))
+
+    def _end(self, result: R | None, error: BaseException | None) -> None:
+        self.done, self.result, self.error = True, result, error
+        self._simulation.tasks.pop(self)
+        if error is not None and self._simulation.core.owes():
+            self._simulation.spawn(self._simulation.flows.follow_up(), "follow-up")
+        for callback in self.callbacks:
+            callback(self)
+
+
+class Simulation:
+    """One pool on a virtual clock; the seed decides the order of everything that is due at once.
+
+    Args:
+        seed: Equal seeds give equal schedules.
+        server: The scripted server; its `sleep` is not used, its latencies are virtual.
+        helpers: The probability that a helper can be had; without one, the caller does the work.
+        jitter: Each latency is multiplied by an exponentially distributed number of mean 1.
+        options: As `connpool.ConnectionPool`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        server: FakeServer,
+        *,
+        helpers: float = 1.0,
+        jitter: bool = True,
+        **options: Any,
+    ) -> None:
+        self.seed = seed
+        self.random: Final = random.Random(seed)
+        self.server = server
+        self.now = 0.0
+        self.steps = 0
+        self.lent: set[Entry[FakeConnection]] = set()
+        self.tasks: dict[Task[Any], None] = {}
+        self.core: Core[FakeConnection] = Core(PoolOptions(**options))
+        self.flows = Flows(
+            self.core,
+            _Instant(server),
+            name=f"seed {seed}",
+            clock=lambda: self.now,
+            chance=self.random.random,
+            waiter=_SimulatedWaiter,
+        )
+        self._helpers = helpers
+        self._jitter = jitter
+        self._events: list[tuple[float, float, int, Callable[[], None]]] = []
+        self._numbers = count()
+        self._watched: float | None = None
+
+    # -- what a schedule is made of ------------------------------------------------------------------
+
+    def at(self, instant: float, event: Callable[[], None]) -> None:
+        """Have something happen at an instant; simultaneous events happen in random order."""
+        heapq.heappush(self._events, (instant, self.random.random(), next(self._numbers), event))
+
+    def spawn(self, flow: Flow[R], name: str) -> Task[R]:
+        """Run a flow as a task of its own."""
+        task = Task(self, flow, name)
+        self.tasks[task] = None
+        task._soon()
+        return task
+
+    def acquire(self, timeout: float | None) -> Task[Entry[FakeConnection]]:
+        """Acquire as a lease does: the warm path first, then the flow."""
+        core, candidate = self.core, None
+        if not core.waiters and core.idle:
+            candidate = core.idle.pop()
+        deadline = None if timeout is None else self.now + timeout
+        task = self.spawn(self.flows.acquire(candidate, timeout, deadline), "acquire")
+        del candidate
+
+        def lend(task: Task[Entry[FakeConnection]]) -> None:
+            if task.result is not None:
+                assert task.result not in self.lent, "an entry has two owners"
+                assert not task.result.conn.closed, "a closed connection was lent"
+                self.lent.add(task.result)
+
+        task.callbacks.append(lend)
+        return task
+
+    def release(self, entry: Entry[FakeConnection], error: BaseException | None = None) -> Task[None]:
+        """Release as a lease does when the connection is not clean."""
+        self.lent.remove(entry)
+        return self.spawn(self.flows.release(entry, error, "commit"), "release")
+
+    def jump(self, seconds: float) -> None:
+        """Let the clock jump, as after a suspended night."""
+        self.now += seconds
+
+    def run(self, until: float = float("inf")) -> None:
+        """Let everything happen that is scheduled, and check the invariants after each event."""
+        while self._events and self._events[0][0] <= until:
+            instant, _, _, event = heapq.heappop(self._events)
+            self.now = max(self.now, instant)
+            self.steps += 1
+            event()
+            self.check()
+
+    # -- what must always be true --------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Verify the invariants at the top of `connpool.engine.core`."""
+        core = self.core
+        tickets = [waiter.ticket or 0 for waiter in core.waiters if waiter is not core._gate]
+        assert tickets == sorted(tickets), "the queue is out of order"
+        live = [waiter for waiter in core.waiters if waiter.outcome is None and waiter is not core._gate]
+        assert not (core.idle and live), "an idle entry and a live waiter coexist"
+        assert not (core.closed and live), "a closed pool lets somebody wait"
+        assert core.opening.keys() <= core.slots.keys(), "a dial without a place"
+        idle = list(core.idle)
+        assert len(set(idle)) == len(idle), "an entry is idle twice"
+        assert not self.lent & set(idle), "an entry is idle and lent"
+        assert all(entry.slot in core.slots for entry in idle), "an idle entry without a place"
+        for slot in core.slots:
+            ref = slot.entry_ref
+            assert ref is None or ref() is not None or ref in core.lost, "a lost entry went unreported"
+
+    def check_at_rest(self) -> None:
+        """Verify what must hold when nothing is left to happen and everything was given back."""
+        core = self.core
+        stats = core.snapshot("simulation")
+        assert not self.tasks, f"stuck: {[task.name for task in self.tasks]}"
+        assert not core.waiters or core.closed, "somebody waits for ever"
+        assert not core.debris, "a discarded connection was never closed"
+        assert stats.size == stats.idle == len(core.idle), f"a place was lost: {stats}"
+        assert stats.size <= core.max_size, f"too many connections: {stats}"
+        alive = {conn for conn in self.server.sessions if not conn.closed}
+        known = {entry.conn for entry in core.idle}
+        assert alive <= known, f"the server has sessions that the pool does not know: {alive - known}"
+        assert stats.opened - sum(stats.discards.values()) == stats.size, f"figures do not add up: {stats}"
+        assert stats.acquires == stats.releases + stats.in_use, f"figures do not add up: {stats}"
+
+    # -- the runtime ---------------------------------------------------------------------------------
+
+    def seconds(self, call: Call) -> float:
+        """Return how long a call takes in this schedule, at most the limit it was given."""
+        seconds = self.server.seconds(call.step) * (self.random.expovariate(1.0) if self._jitter else 1.0)
+        return seconds
+
+    def _start(self, flow: Flow[None]) -> bool:
+        if self._helpers < 1.0 and self.random.random() >= self._helpers:
+            return False
+        self.spawn(flow, "helper")
+        return True
+
+    def _watch(self, instant: float | None) -> None:
+        if instant != self._watched:
+            self._watched = instant
+            if instant is not None:
+                self.at(instant, lambda: self._upkeep(instant))
+
+    def _upkeep(self, instant: float) -> None:
+        if instant == self._watched:
+            self._watched = None
+            self.spawn(self.flows.upkeep(), "upkeep")
+
+
+class _Instant(FakeAdapter):
+    """The fake adapter of a simulation, which itself makes steps take their time."""
+
+    def connect(self, limit: float | None) -> FakeConnection:
+        return self.server.accept()
+
+    def begin(self, conn: FakeConnection) -> None:
+        conn.execute("begin")
+
+    def commit(self, conn: FakeConnection) -> None:
+        conn.commit()
+
+    def close(self, conn: FakeConnection, limit: float | None) -> None:
+        conn.close()
+
+    def _round_trip(self, conn: FakeConnection, step: Step, limit: float | None) -> None:
+        if conn.closed or not conn.alive:
+            raise FakeOperationalError("server closed the connection unexpectedly")

@@ -1,0 +1,542 @@
+"""What every adapter owes the pool, as one suite that runs against every driver.
+
+    class PsycopgHarness(Harness): ...
+
+    class TestPsycopg(AdapterContract):
+        @pytest.fixture
+        def harness(self, postgresql): return PsycopgHarness(postgresql)
+
+A harness says how things are done with its driver. What a driver cannot do at all stands in `lacks`,
+with the reason: the tests that need it are skipped and say so. What a harness has forgotten fails.
+"""
+
+import gc
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import monotonic
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+import connpool.adapter
+from connpool.adapter import Adapter, Fault, Verdict, adapter_for, adapter_for_url
+from connpool.errors import (
+    PoolClosed,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
+
+OURS = str(Path(connpool.adapter.__file__).parent)
+LIMIT = 10.0  # seconds for steps that are expected to succeed
+SHORT = 0.5  # seconds for steps that are expected to run into their limit
+SOON = 5.0  # seconds within which something "at once" has happened on a busy machine
+
+
+class Harness:
+    """How the contract's tests do things with one driver, on one private database."""
+
+    lacks: Mapping[str, str] = MappingProxyType({})
+    """Abilities that the driver has not, with the reason: "fail", "leave_unread", "kill", "alive" (it
+    does not show its socket), "slow", "black_hole", "bad_dials", "url", "around", "autocommit",
+    "errors", "closed" (it does not show that a connection is closed)."""
+
+    operational_error: type[Exception]
+    gone: type[Exception] | tuple[type[Exception], ...] = Exception
+    """What the driver raises on a connection that its server closed."""
+    secret: str | None = None
+    """A password that the adapter knows."""
+
+    table = "connpool_contract"
+
+    # -- adapters
+
+    def adapter(self) -> Adapter[Any]:
+        """Return a new adapter whose connections work, and see the same database as all others."""
+        raise NotImplementedError
+
+    def connect(self) -> Any:
+        """Open a connection with the driver alone, fit for `around`."""
+        raise NotImplementedError
+
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def bad_dials(self) -> Mapping[str, tuple[Adapter[Any], frozenset[Fault]]]:
+        """Return adapters that cannot connect, and what their errors may be taken for."""
+        raise NotImplementedError
+
+    def black_hole(
+        self,
+    ) -> AbstractContextManager[tuple[Adapter[Any], Callable[[], object]]]:
+        """Return an adapter whose connections can be cut off, and what swallows all packets."""
+        raise NotImplementedError
+
+    # -- statements
+
+    def run(self, conn: Any, statement: str) -> list[tuple[Any, ...]]:
+        """Execute a statement and read its whole result."""
+        cursor = conn.cursor()
+        try:
+            cursor.execute(statement)
+            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+        finally:
+            cursor.close()
+
+    def create_table(self, conn: Any) -> None:
+        self.run(conn, f"CREATE TABLE {self.table} (a INTEGER)")
+        conn.commit()
+
+    def insert(self, conn: Any, value: int) -> None:
+        self.run(conn, f"INSERT INTO {self.table} VALUES ({value})")
+
+    def values(self, conn: Any) -> list[int]:
+        return [a for (a,) in self.run(conn, f"SELECT a FROM {self.table} ORDER BY a")]
+
+    # -- states
+
+    def set_autocommit(self, conn: Any) -> None:
+        conn.autocommit = True
+
+    def fail(self, conn: Any) -> None:
+        """Make the open transaction fail, by a statement whose error is caught here."""
+        raise NotImplementedError
+
+    def leave_unread(self, conn: Any) -> object:
+        """Leave a result half read; return what keeps it so while it is referred to."""
+        raise NotImplementedError
+
+    def kill(self, conn: Any) -> None:
+        """End the session at the server, and return when it has ended."""
+        raise NotImplementedError
+
+    def slow(self, conn: Any) -> None:
+        """Execute a statement that takes a minute."""
+        raise NotImplementedError
+
+
+class Lent:
+    """An adopted connection, with what belongs to it."""
+
+    def __init__(self, adapter: Adapter[Any]) -> None:
+        self.adapter = adapter
+        self.conn = adapter.connect(LIMIT)
+        try:
+            self.baseline = adapter.adopt(self.conn)
+        except BaseException:
+            adapter.abort(self.conn)
+            raise
+
+    def verdict(self) -> Verdict:
+        return self.adapter.verdict(self.conn, self.baseline)
+
+    def at_rest(self) -> bool:
+        """Tell whether the verdict is what it must be after a commit or rollback."""
+        if self.adapter.sees_transactions:
+            return self.verdict() is Verdict.CLEAN
+        return self.verdict() in (Verdict.CLEAN, Verdict.DIRTY)
+
+
+class AdapterContract:
+    """Subclass it as `TestSomething`, with a fixture `harness`."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def lend(self, harness: Harness) -> Iterator[Callable[..., Lent]]:
+        """Provide a function that opens and adopts; everything is closed afterwards."""
+        all_lent: list[Lent] = []
+
+        def lend(adapter: Adapter[Any] | None = None) -> Lent:
+            all_lent.append(Lent(adapter or harness.adapter()))
+            return all_lent[-1]
+
+        yield lend
+        for lent in all_lent:
+            lent.adapter.close(lent.conn, SOON)
+
+    @pytest.fixture
+    def lent(self, lend: Callable[..., Lent]) -> Lent:
+        return lend()
+
+    @pytest.fixture
+    def table(self, harness: Harness, lend: Callable[..., Lent]) -> Callable[[], list[int]]:
+        """Provide an empty table; the value is a function that reads what is committed."""
+        other = lend(harness.adapter())
+        harness.create_table(other.conn)
+        other.adapter.rollback(other.conn, LIMIT)
+
+        def committed() -> list[int]:
+            try:
+                return harness.values(other.conn)
+            finally:
+                other.adapter.rollback(other.conn, LIMIT)
+
+        return committed
+
+    @staticmethod
+    def need(harness: Harness, ability: str) -> None:
+        if ability in harness.lacks:
+            pytest.skip(harness.lacks[ability])
+
+    # -- the verdict
+
+    def test_a_new_connection_is_clean(self, lent: Lent) -> None:
+        assert lent.at_rest()
+
+    def test_a_write_makes_it_dirty(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        harness.insert(lent.conn, 1)
+        assert lent.verdict() is Verdict.DIRTY
+
+    def test_commit_keeps_the_data_and_leaves_it_clean(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        harness.insert(lent.conn, 1)
+        lent.adapter.commit(lent.conn)
+        assert lent.at_rest()
+        assert table() == [1]
+
+    def test_rollback_discards_the_data_and_leaves_it_clean(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        harness.insert(lent.conn, 1)
+        lent.adapter.rollback(lent.conn, LIMIT)
+        assert lent.at_rest()
+        assert table() == []
+
+    def test_commit_and_rollback_without_a_transaction_are_harmless(self, lent: Lent) -> None:
+        lent.adapter.commit(lent.conn)
+        lent.adapter.rollback(lent.conn, None)
+        lent.adapter.rollback(lent.conn, LIMIT)
+        assert lent.at_rest()
+
+    def test_an_explicit_transaction_is_dirty_and_can_be_committed(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        lent.adapter.begin(lent.conn)
+        harness.insert(lent.conn, 1)
+        assert lent.verdict() is Verdict.DIRTY
+        lent.adapter.commit(lent.conn)
+        assert lent.at_rest()
+        assert table() == [1]
+
+    @pytest.mark.parametrize("ending", ["commit", "rollback"])
+    def test_an_explicit_transaction_holds_on_an_autocommit_connection(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]], ending: str
+    ) -> None:
+        self.need(harness, "autocommit")
+        harness.set_autocommit(lent.conn)
+        lent.adapter.begin(lent.conn)
+        harness.insert(lent.conn, 1)
+        assert lent.verdict() is Verdict.DIRTY
+        if ending == "commit":
+            lent.adapter.commit(lent.conn)
+        else:
+            lent.adapter.rollback(lent.conn, LIMIT)
+        assert lent.at_rest()
+        assert table() == ([1] if ending == "commit" else [])
+
+    @pytest.mark.parametrize("ending", ["commit", "rollback"])
+    def test_a_transaction_begun_by_hand_on_an_autocommit_connection_is_ended(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]], ending: str
+    ) -> None:
+        self.need(harness, "autocommit")
+        harness.set_autocommit(lent.conn)
+        harness.run(lent.conn, "BEGIN")
+        harness.insert(lent.conn, 1)
+        assert lent.verdict() is Verdict.DIRTY
+        if ending == "commit":
+            lent.adapter.commit(lent.conn)
+        else:
+            lent.adapter.rollback(lent.conn, LIMIT)
+        assert lent.at_rest()
+        assert table() == ([1] if ending == "commit" else [])
+
+    def test_an_autocommit_connection_is_clean_between_statements(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        self.need(harness, "autocommit")
+        harness.set_autocommit(lent.conn)
+        harness.insert(lent.conn, 1)
+        assert lent.at_rest()
+        lent.adapter.commit(lent.conn)
+        assert lent.at_rest()
+        assert table() == [1]
+
+    def test_a_failed_transaction_is_seen_and_can_be_rolled_back(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        self.need(harness, "fail")
+        harness.insert(lent.conn, 1)
+        harness.fail(lent.conn)
+        assert lent.verdict() is Verdict.FAILED
+        lent.adapter.rollback(lent.conn, LIMIT)
+        assert lent.at_rest()
+        assert table() == []
+
+    def test_a_result_left_unread_is_not_clean_and_never_becomes_so_by_mistake(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        self.need(harness, "leave_unread")
+        kept = harness.leave_unread(lent.conn)
+        assert lent.verdict() is not Verdict.CLEAN
+        if lent.verdict() is not Verdict.BROKEN:
+            try:
+                lent.adapter.rollback(lent.conn, LIMIT)
+            except Exception:
+                return  # the pool closes it
+            if lent.verdict() is not Verdict.BROKEN:
+                assert harness.run(lent.conn, "SELECT 4711") == [(4711,)]
+        del kept
+
+    @pytest.mark.parametrize("how", ["close", "abort"])
+    def test_a_closed_connection_is_broken(self, harness: Harness, lent: Lent, how: str) -> None:
+        if how == "close":
+            self.need(harness, "closed")
+            lent.adapter.close(lent.conn, LIMIT)
+        else:
+            lent.adapter.abort(lent.conn)
+        assert lent.verdict() is Verdict.BROKEN
+
+    def test_a_connection_that_the_driver_has_closed_is_broken(self, harness: Harness, lent: Lent) -> None:
+        self.need(harness, "closed")
+        lent.conn.close()
+        assert lent.verdict() is Verdict.BROKEN
+
+    def test_a_killed_connection_is_broken_once_the_driver_knows(self, harness: Harness, lent: Lent) -> None:
+        self.need(harness, "kill")
+        harness.kill(lent.conn)
+        with pytest.raises(harness.gone):
+            harness.run(lent.conn, "SELECT 1")
+        if lent.verdict() is not Verdict.BROKEN:
+            assert not lent.adapter.sees_transactions
+            with pytest.raises(Exception):  # noqa: B017, PT011 # whatever the driver has
+                lent.adapter.rollback(lent.conn, LIMIT)
+
+    def test_the_verdict_never_raises(
+        self, harness: Harness, lend: Callable[..., Lent], table: Callable[[], list[int]]
+    ) -> None:
+        adapter = harness.adapter()
+        for spoil in (
+            lambda lent: lent.conn.close(),
+            lambda lent: adapter.abort(lent.conn),
+            lambda lent: (lent.conn.close(), adapter.abort(lent.conn)),
+            lambda lent: (adapter.abort(lent.conn), lent.conn.close()),
+        ):
+            lent = lend(adapter)
+            spoil(lent)
+            assert isinstance(lent.verdict(), Verdict)
+
+    def test_the_verdict_is_one_python_frame_of_ours(self, lent: Lent) -> None:
+        calls: list[str] = []
+
+        def note(frame: Any, event: str, _: object) -> None:
+            if event == "call" and frame.f_code.co_filename.startswith(OURS):
+                calls.append(frame.f_code.co_name)
+
+        verdict, conn, baseline = lent.adapter.verdict, lent.conn, lent.baseline
+        gc.disable()  # finalizers have frames, too
+        sys.setprofile(note)
+        try:
+            verdict(conn, baseline)
+        finally:
+            sys.setprofile(None)
+            gc.enable()
+        assert calls == ["verdict"]
+
+    # -- alive and ping
+
+    def test_an_idle_connection_is_alive_and_answers(self, lent: Lent) -> None:
+        for limit in (LIMIT, None):
+            assert lent.adapter.alive(lent.conn)
+            lent.adapter.ping(lent.conn, limit)
+            assert lent.at_rest()
+
+    def test_a_connection_is_alive_after_use(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        harness.insert(lent.conn, 1)
+        lent.adapter.commit(lent.conn)
+        assert lent.adapter.alive(lent.conn)
+
+    def test_a_connection_that_its_server_closed_is_not_alive(self, harness: Harness, lent: Lent) -> None:
+        self.need(harness, "kill")
+        self.need(harness, "alive")
+        harness.kill(lent.conn)
+        assert not lent.adapter.alive(lent.conn)
+
+    def test_ping_raises_on_a_connection_that_its_server_closed(self, harness: Harness, lent: Lent) -> None:
+        self.need(harness, "kill")
+        harness.kill(lent.conn)
+        with pytest.raises(Exception) as caught:  # noqa: PT011 # whatever the driver has
+            lent.adapter.ping(lent.conn, LIMIT)
+        assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEAD
+
+    def test_ping_never_reconnects(self, harness: Harness, lent: Lent) -> None:
+        lent.adapter.close(lent.conn, LIMIT)
+        with pytest.raises(Exception):  # noqa: B017, PT011 # whatever the driver has
+            lent.adapter.ping(lent.conn, LIMIT)
+
+    # -- limits
+
+    @pytest.mark.parametrize("step", ["ping", "rollback"])
+    def test_a_step_keeps_its_limit_on_a_black_holed_network(
+        self, harness: Harness, lend: Callable[..., Lent], table: Callable[[], list[int]], step: str
+    ) -> None:
+        self.need(harness, "black_hole")
+        with harness.black_hole() as (adapter, swallow):
+            lent = lend(adapter)
+            if step == "rollback":
+                harness.insert(lent.conn, 1)
+            swallow()
+            began = monotonic()
+            with pytest.raises(Exception) as caught:  # noqa: PT011 # whatever the driver has
+                getattr(adapter, step)(lent.conn, SHORT)
+            assert monotonic() - began < SOON
+            assert adapter.fault(caught.value, dialling=False) is Fault.DEAD
+            began = monotonic()
+            adapter.close(lent.conn, SHORT)
+            assert monotonic() - began < SOON
+
+    def test_close_keeps_its_limit_on_a_black_holed_network(
+        self, harness: Harness, lend: Callable[..., Lent]
+    ) -> None:
+        self.need(harness, "black_hole")
+        with harness.black_hole() as (adapter, swallow):
+            lent = lend(adapter)
+            swallow()
+            began = monotonic()
+            adapter.close(lent.conn, SHORT)
+            assert monotonic() - began < SOON
+
+    def test_a_dial_keeps_its_limit_on_a_black_holed_network(self, harness: Harness) -> None:
+        self.need(harness, "black_hole")
+        with harness.black_hole() as (adapter, swallow):
+            if not adapter.bounded:
+                pytest.skip("the adapter does not promise it")
+            swallow()
+            began = monotonic()
+            with pytest.raises(Exception):  # noqa: B017, PT011 # whatever the driver has
+                adapter.connect(1.0)
+            assert monotonic() - began < 1.0 + SOON
+
+    # -- close and abort
+
+    def test_closing_twice_is_harmless(self, lent: Lent) -> None:
+        lent.adapter.close(lent.conn, LIMIT)
+        lent.adapter.close(lent.conn, None)
+
+    def test_aborting_twice_and_after_close_is_harmless(self, lent: Lent, lend: Callable[..., Lent]) -> None:
+        lent.adapter.abort(lent.conn)
+        lent.adapter.abort(lent.conn)
+        other = lend(lent.adapter)
+        other.adapter.close(other.conn, LIMIT)
+        other.adapter.abort(other.conn)
+
+    def test_abort_in_another_thread_ends_a_call(self, harness: Harness, lent: Lent) -> None:
+        self.need(harness, "slow")
+        running = threading.Event()
+        raised: list[BaseException] = []
+
+        def borrow() -> None:
+            running.set()
+            try:
+                harness.slow(lent.conn)
+            except BaseException as exc:
+                raised.append(exc)
+
+        thread = threading.Thread(target=borrow, daemon=True)
+        thread.start()
+        assert running.wait(SOON)
+        thread.join(0.2)
+        assert thread.is_alive(), "the statement was to take a minute"
+        began = monotonic()
+        lent.adapter.abort(lent.conn)
+        assert monotonic() - began < SOON / 2, "abort itself must not block"
+        thread.join(SOON)
+        assert not thread.is_alive()
+        assert len(raised) == 1
+        assert isinstance(raised[0], Exception)
+        assert lent.verdict() is Verdict.BROKEN
+
+    # -- errors and faults
+
+    PLAIN = (PoolTimeout, PoolOverloaded, PoolUnavailable, PoolClosed)
+
+    @pytest.mark.parametrize("plain", PLAIN)
+    def test_errors_are_the_drivers_too(self, harness: Harness, plain: type[PoolError]) -> None:
+        self.need(harness, "errors")
+        kind = harness.adapter().errors[plain]
+        assert issubclass(kind, plain)
+        assert issubclass(kind, harness.operational_error)
+        error = kind("no connection within 5 s")
+        assert str(error) == "no connection within 5 s"
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind
+        assert again.args == error.args
+
+    def test_misuse_stays_plain(self, harness: Harness) -> None:
+        # `except OperationalError: retry` must not catch a programming error.
+        assert PoolMisuse not in harness.adapter().errors
+
+    def test_a_statements_own_error_is_ordinary(self, harness: Harness, lent: Lent) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 # whatever the driver has
+            harness.run(lent.conn, "SELECT nothing FROM nowhere_at_all")
+        assert lent.adapter.fault(caught.value, dialling=False) is Fault.ORDINARY
+
+    def test_an_error_that_is_no_drivers_is_ordinary(self, harness: Harness) -> None:
+        assert harness.adapter().fault(ValueError("x"), dialling=False) is Fault.ORDINARY
+
+    def test_failed_dials_are_told_apart(self, harness: Harness) -> None:
+        self.need(harness, "bad_dials")
+        for what, (adapter, allowed) in harness.bad_dials().items():
+            with pytest.raises(Exception) as caught:  # noqa: PT011 # whatever the driver has
+                adapter.connect(LIMIT)
+            assert adapter.fault(caught.value, dialling=True) in allowed, what
+            if harness.secret:
+                assert harness.secret not in f"{adapter!r} {caught.value}"
+
+    # -- where adapters come from
+
+    def test_the_driver_is_named_without_a_secret(self, harness: Harness, lent: Lent) -> None:
+        assert lent.adapter.name
+        if harness.secret:
+            assert harness.secret not in f"{lent.adapter!r} {lent.adapter} {lent.baseline!r}"
+
+    def test_the_drivers_connections_choose_this_adapter(
+        self, harness: Harness, lend: Callable[..., Lent]
+    ) -> None:
+        self.need(harness, "around")
+        first = harness.connect()
+        try:
+            adapter = adapter_for(first, harness.connect)
+        finally:
+            first.close()
+        assert type(adapter) is type(harness.adapter())
+        assert not adapter.bounded
+        lent = lend(adapter)
+        assert lent.at_rest()
+        lent.adapter.ping(lent.conn, LIMIT)
+
+    def test_a_url_makes_an_adapter_that_keeps_its_limit(
+        self, harness: Harness, lend: Callable[..., Lent]
+    ) -> None:
+        self.need(harness, "url")
+        adapter = adapter_for_url(harness.url())
+        assert type(adapter) is type(harness.adapter())
+        assert adapter.bounded
+        lent = lend(adapter)
+        assert lent.at_rest()
+        if harness.secret:
+            assert harness.secret not in repr(adapter)

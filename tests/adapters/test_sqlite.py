@@ -1,0 +1,522 @@
+"""sqlite3: the contract, and what only sqlite3 has."""
+
+import gc
+import sqlite3
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from adapters.contract import LIMIT, AdapterContract, Harness, Lent
+from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
+from connpool.adapters.sqlite import SQLiteAdapter
+from connpool.errors import PoolMisuse
+
+FOREVER = "WITH RECURSIVE n(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM n) SELECT max(a) FROM n"
+
+since_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="autocommit= is new in 3.12")
+
+
+class SQLiteHarness(Harness):
+    operational_error = sqlite3.OperationalError
+    lacks: Mapping[str, str] = MappingProxyType(
+        {
+            "fail": "an error leaves sqlite3's transactions as they are",
+            "kill": "no server",
+            "black_hole": "no network",
+        }
+    )
+
+    def __init__(self, path: Path, **kwargs: Any) -> None:
+        self.path = path
+        self.kwargs = kwargs
+
+    def adapter(self) -> Adapter[Any]:
+        return SQLiteAdapter(self.path, **self.kwargs)
+
+    def connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, check_same_thread=False, **self.kwargs)
+
+    def url(self) -> str:
+        return f"sqlite:///{self.path}"
+
+    def bad_dials(self) -> Any:
+        nowhere = SQLiteAdapter(self.path / "no" / "such.db")
+        return {"no directory": (nowhere, frozenset({Fault.DEAD}))}
+
+    def set_autocommit(self, conn: sqlite3.Connection) -> None:
+        conn.isolation_level = None
+
+    def leave_unread(self, conn: sqlite3.Connection) -> object:
+        for a in range(3):
+            self.insert(conn, a)
+        conn.commit()
+        cursor = conn.execute(f"SELECT a FROM {self.table}")
+        cursor.fetchone()
+        return cursor
+
+    def slow(self, conn: sqlite3.Connection) -> None:
+        conn.execute(FOREVER)
+
+
+class TestFile(AdapterContract):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> Harness:
+        return SQLiteHarness(tmp_path / "app.db")
+
+
+class TestWAL(AdapterContract):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> Harness:
+        conn = sqlite3.connect(tmp_path / "app.db")
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.close()
+        return SQLiteHarness(tmp_path / "app.db")
+
+
+class TestAround(AdapterContract):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> Harness:
+        class AroundHarness(SQLiteHarness):
+            def adapter(self) -> Adapter[Any]:
+                return SQLiteAdapter.around(self.connect)
+
+        return AroundHarness(tmp_path / "app.db")
+
+
+class TestMemory(AdapterContract):
+    @pytest.fixture
+    def harness(self) -> Harness:
+        class MemoryHarness(SQLiteHarness):
+            lacks = MappingProxyType(
+                {
+                    **SQLiteHarness.lacks,
+                    "bad_dials": "memory is always there",
+                    "around": "the adapter is the database",
+                }
+            )
+            one = SQLiteAdapter(":memory:")
+
+            def adapter(self) -> Adapter[Any]:
+                return self.one
+
+            def url(self) -> str:
+                return "sqlite://"
+
+        return MemoryHarness(Path())
+
+
+if sys.version_info >= (3, 12):
+
+    class TestAutocommitTrue(AdapterContract):
+        @pytest.fixture
+        def harness(self, tmp_path: Path) -> Harness:
+            class TrueHarness(SQLiteHarness):
+                def set_autocommit(self, conn: Any) -> None:
+                    conn.autocommit = True
+
+            return TrueHarness(tmp_path / "app.db")
+
+    class TestAutocommitFalse(AdapterContract):
+        @pytest.fixture
+        def harness(self, tmp_path: Path) -> Harness:
+            class FalseHarness(SQLiteHarness):
+                def set_autocommit(self, conn: Any) -> None:
+                    conn.autocommit = True
+
+            return FalseHarness(tmp_path / "app.db", autocommit=False)
+
+        def test_a_half_read_select_is_given_up_after_the_commit(
+            self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+        ) -> None:
+            kept = harness.leave_unread(lent.conn)
+            harness.insert(lent.conn, 9)
+            assert lent.verdict() is Verdict.DIRTY
+            lent.adapter.commit(lent.conn)
+            assert lent.verdict() is Verdict.BROKEN
+            del kept
+            assert table() == [0, 1, 2, 9]
+
+
+# -- the verdict -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> SQLiteAdapter:
+    return SQLiteAdapter(tmp_path / "app.db", timeout=0.1)
+
+
+@pytest.fixture
+def lent(adapter: SQLiteAdapter) -> Iterator[Lent]:
+    lent = Lent(adapter)
+    lent.conn.execute("CREATE TABLE t (a INTEGER, b BLOB)")
+    lent.conn.executemany("INSERT INTO t VALUES (?, x'00')", [(1,), (2,), (3,)])
+    lent.conn.commit()
+    yield lent
+    adapter.close(lent.conn, LIMIT)
+
+
+def test_half_read_select_is_broken(lent: Lent) -> None:
+    cursor = lent.conn.execute("SELECT a FROM t")
+    cursor.fetchone()
+    assert not lent.conn.in_transaction
+    assert lent.verdict() is Verdict.BROKEN
+    assert lent.verdict() is Verdict.BROKEN
+
+
+def test_select_that_was_read_to_its_end_or_dropped_is_clean(lent: Lent) -> None:
+    cursor = lent.conn.execute("SELECT a FROM t WHERE a = 1")
+    cursor.fetchone()
+    assert lent.verdict() is Verdict.CLEAN
+    cursor = lent.conn.execute("SELECT a FROM t")
+    cursor.fetchone()
+    del cursor
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def test_open_blob_is_broken(lent: Lent) -> None:
+    with lent.conn.blobopen("t", "b", 1, readonly=True):
+        assert lent.verdict() is Verdict.BROKEN
+
+
+def test_a_transaction_is_committed_before_a_half_read_select_is_given_up(lent: Lent) -> None:
+    cursor = lent.conn.execute("SELECT a FROM t")
+    cursor.fetchone()
+    lent.conn.execute("INSERT INTO t VALUES (4, NULL)")
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.commit(lent.conn)
+    assert lent.verdict() is Verdict.BROKEN
+    other = lent.adapter.connect(LIMIT)
+    assert other.execute("SELECT max(a) FROM t").fetchone() == (4,)
+    other.close()
+
+
+def test_the_verdict_leaves_no_interrupt_behind(lent: Lent) -> None:
+    assert lent.verdict() is Verdict.CLEAN
+    assert lent.conn.execute("SELECT a FROM t").fetchall() == [(1,), (2,), (3,)]
+
+
+def test_the_verdict_shows_no_row_to_a_row_factory(lent: Lent) -> None:
+    lent.conn.row_factory = lambda cursor, row: 1 / 0
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def test_the_verdict_takes_no_lock(lent: Lent, adapter: SQLiteAdapter) -> None:
+    other = adapter.connect(LIMIT)
+    other.execute("BEGIN EXCLUSIVE")
+    assert lent.verdict() is Verdict.CLEAN
+    adapter.ping(lent.conn, LIMIT)
+    other.close()
+
+
+def test_the_verdict_of_a_thread_that_must_not_touch_it_is_broken(tmp_path: Path) -> None:
+    adapter = SQLiteAdapter(tmp_path / "app.db")
+    conn = sqlite3.connect(tmp_path / "app.db")
+    verdicts: list[Verdict] = []
+    thread = threading.Thread(target=lambda: verdicts.append(adapter.verdict(conn, None)))
+    thread.start()
+    thread.join()
+    conn.close()
+    assert verdicts == [Verdict.BROKEN]
+
+
+# -- transactions ------------------------------------------------------------------------------------
+
+
+def test_begin_is_of_the_kind_that_isolation_level_names(tmp_path: Path) -> None:
+    adapter = SQLiteAdapter(tmp_path / "app.db", isolation_level="IMMEDIATE", timeout=0)
+    one, two = adapter.connect(LIMIT), adapter.connect(LIMIT)
+    adapter.begin(one)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        adapter.begin(two)
+    adapter.rollback(one, LIMIT)
+    adapter.begin(two)
+    one.close()
+    two.close()
+
+
+@since_312
+def test_autocommit_true_is_committed_by_statement(tmp_path: Path) -> None:
+    adapter = SQLiteAdapter(tmp_path / "app.db", autocommit=True)
+    lent = Lent(adapter)
+    assert adapter.sees_transactions
+    lent.conn.execute("BEGIN")
+    lent.conn.execute("CREATE TABLE t (a)")
+    assert lent.verdict() is Verdict.DIRTY
+    adapter.commit(lent.conn)
+    assert lent.verdict() is Verdict.CLEAN
+    adapter.close(lent.conn, LIMIT)
+
+
+@since_312
+def test_autocommit_false_is_known_to_hide_its_transactions(tmp_path: Path) -> None:
+    def connect() -> sqlite3.Connection:
+        kwargs: dict[str, Any] = {"autocommit": False, "check_same_thread": False}
+        return sqlite3.connect(tmp_path / "app.db", **kwargs)
+
+    adapter = SQLiteAdapter.around(connect)
+    lent = Lent(adapter)
+    assert not adapter.sees_transactions
+    lent.conn.execute("CREATE TABLE t (a)")
+    adapter.commit(lent.conn)
+    assert lent.verdict() is Verdict.DIRTY
+    # What stays open holds no lock.
+    other = connect()
+    other.execute("INSERT INTO t VALUES (1)")
+    other.commit()
+    assert lent.conn.execute("SELECT a FROM t").fetchall() == [(1,)]
+    other.close()
+    adapter.close(lent.conn, LIMIT)
+
+
+# -- connections that cannot be pooled ---------------------------------------------------------------
+
+
+def test_check_same_thread_is_refused_at_construction(tmp_path: Path) -> None:
+    with pytest.raises(PoolMisuse, match="check_same_thread=True"):
+        SQLiteAdapter(tmp_path / "app.db", check_same_thread=True)
+    with pytest.raises(PoolMisuse, match="check_same_thread=True"):
+        SQLiteAdapter.from_url("sqlite:///app.db?check_same_thread=true")
+    SQLiteAdapter(tmp_path / "app.db", check_same_thread=False)
+
+
+def test_connection_of_one_thread_is_refused_with_the_fix(tmp_path: Path) -> None:
+    adapter = SQLiteAdapter.around(lambda: sqlite3.connect(tmp_path / "app.db"))
+    conn = adapter.connect(LIMIT)
+    with pytest.raises(PoolMisuse, match="pass check_same_thread=False, or use create_pool"):
+        adapter.adopt(conn)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        conn.cursor()
+
+
+@pytest.mark.parametrize("database", [":memory:", ""])
+def test_private_database_is_refused_with_the_fix(database: str) -> None:
+    def connect() -> sqlite3.Connection:
+        conn = sqlite3.connect(database, check_same_thread=False)
+        conn.row_factory = lambda cursor, row: dict(enumerate(row))
+        return conn
+
+    adapter = SQLiteAdapter.around(connect)
+    conn = adapter.connect(LIMIT)
+    with pytest.raises(PoolMisuse, match=r'use create_pool\("sqlite://"\)'):
+        adapter.adopt(conn)
+
+
+def test_private_database_is_refused_on_the_first_class_way_too() -> None:
+    adapter = SQLiteAdapter("file:x?mode=memory", uri=True)
+    conn = adapter.connect(LIMIT)
+    with pytest.raises(PoolMisuse, match="an empty database of its own"):
+        adapter.adopt(conn)
+
+
+def test_shared_memory_is_told_from_private_memory() -> None:
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect("file:told-apart?mode=memory&cache=shared", uri=True, check_same_thread=False)
+
+    adapter = SQLiteAdapter.around(connect)
+    lent = Lent(adapter)
+    assert lent.verdict() is Verdict.CLEAN
+    assert lent.conn.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    adapter.close(lent.conn, LIMIT)
+
+
+def test_same_connection_twice_is_refused() -> None:
+    conn = sqlite3.connect(":memory:", check_same_thread=False)
+    adapter = SQLiteAdapter.around(lambda: conn)
+    with pytest.raises(PoolMisuse, match="the same connection twice"):
+        adapter.adopt(conn)
+
+
+def test_library_without_mutexes_is_refused(adapter: SQLiteAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "threadsafety", 0)
+    conn = adapter.connect(LIMIT)
+    with pytest.raises(PoolMisuse, match="threadsafety is 0"):
+        adapter.adopt(conn)
+
+
+# -- what is opened ----------------------------------------------------------------------------------
+
+
+def test_connections_can_be_referred_to_weakly(lent: Lent) -> None:
+    assert weakref.ref(lent.conn)() is lent.conn
+    assert isinstance(lent.conn, sqlite3.Connection)
+
+
+def test_factory_of_the_user_is_kept(tmp_path: Path) -> None:
+    class Slotted(sqlite3.Connection):
+        __slots__ = ()
+
+    class Plain(sqlite3.Connection):
+        pass
+
+    for factory in (Slotted, Plain):
+        adapter = SQLiteAdapter(tmp_path / "app.db", factory=factory)
+        conn = adapter.connect(LIMIT)
+        assert isinstance(conn, factory)
+        assert weakref.ref(conn)() is conn
+        conn.close()
+
+
+def test_memory_is_shared_and_survives_without_a_connection_of_the_pool() -> None:
+    adapter = adapter_for_url("sqlite://")
+    one = Lent(adapter)
+    one.conn.execute("CREATE TABLE t (a)")
+    one.conn.execute("INSERT INTO t VALUES (1)")
+    adapter.commit(one.conn)
+    adapter.close(one.conn, LIMIT)
+    two = Lent(adapter)
+    assert two.conn.execute("SELECT a FROM t").fetchall() == [(1,)]
+    adapter.close(two.conn, LIMIT)
+
+
+def test_memory_is_each_adapters_own() -> None:
+    one, two = Lent(adapter_for_url("sqlite:///:memory:")), Lent(adapter_for_url("sqlite:///"))
+    one.conn.execute("CREATE TABLE t (a)")
+    assert two.conn.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    one.adapter.close(one.conn, LIMIT)
+    two.adapter.close(two.conn, LIMIT)
+
+
+def test_memory_goes_with_its_adapter() -> None:
+    adapter = SQLiteAdapter(":memory:")
+    conn = adapter.connect(LIMIT)
+    anchor = weakref.ref(adapter._anchors[0])
+    conn.close()
+    del adapter
+    gc.collect()
+    assert anchor() is None  # and no ResourceWarning: it was closed
+
+
+def test_path_means_the_same_file_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapter = adapter_for_url("sqlite:///app.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    adapter.connect(LIMIT).close()
+    assert (tmp_path / "app.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///{}/a.db", "a.db"),
+        ("sqlite:///{}/with%20space%3F.db", "with space?.db"),
+        ("sqlite:///{}/with%20space%3F.db?mode=rwc&timeout=1.5", "with space?.db"),
+        ("sqlite+pysqlite:///{}/a.db?isolation_level=IMMEDIATE", "a.db"),
+    ],
+)
+def test_url_names_a_file(tmp_path: Path, url: str, file: str) -> None:
+    lent = Lent(adapter_for_url(url.format(tmp_path)))
+    assert [str(tmp_path / file)] == [row[2] for row in lent.conn.execute("PRAGMA database_list")]
+    lent.adapter.close(lent.conn, LIMIT)
+
+
+def test_parameters_of_a_url_arrive(tmp_path: Path) -> None:
+    SQLiteAdapter(tmp_path / "app.db").connect(LIMIT).close()
+    adapter = adapter_for_url(f"sqlite:///{tmp_path}/app.db?mode=ro&timeout=1.5&isolation_level=none")
+    conn = adapter.connect(LIMIT)
+    assert conn.isolation_level is None
+    assert conn.execute("PRAGMA busy_timeout").fetchone() == (1500,)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        conn.execute("CREATE TABLE t (a)")
+    conn.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("sqlite://app.db", "three slashes"),
+        ("sqlite:///app.db?colour=red", "'colour' is no parameter"),
+        ("sqlite:///app.db?timeout=soon", "timeout='soon'"),
+        ("sqlite:///app.db?isolation_level=serializable", "isolation_level='serializable'"),
+        ("sqlite://?mode=ro", "mode: only for a database in a file"),
+    ],
+)
+def test_url_that_cannot_be_meant_is_refused(url: str, text: str) -> None:
+    with pytest.raises(PoolMisuse, match=text):
+        adapter_for_url(url)
+
+
+def test_repr_says_which_database(tmp_path: Path) -> None:
+    assert str(tmp_path / "app.db") in repr(SQLiteAdapter(tmp_path / "app.db"))
+    assert repr(SQLiteAdapter(":memory:")) == "<SQLiteAdapter in memory>"
+    assert "callable" in repr(SQLiteAdapter.around(lambda: sqlite3.connect(":memory:")))
+
+
+# -- abort -------------------------------------------------------------------------------------------
+
+
+def test_abort_leaves_closing_to_whoever_holds_it_last(adapter: SQLiteAdapter) -> None:
+    conn = adapter.connect(LIMIT)
+    aborted = weakref.ref(conn)
+    adapter.abort(conn)
+    conn.execute("SELECT 1")  # still open: another thread could be inside this
+    del conn
+    adapter.close(adapter.connect(LIMIT), LIMIT)
+    gone = aborted() is None
+    assert gone  # and closed, else there would be a ResourceWarning
+
+
+def test_aborted_connection_is_not_alive_and_does_not_answer(lent: Lent) -> None:
+    lent.adapter.abort(lent.conn)
+    assert not lent.adapter.alive(lent.conn)
+    with pytest.raises(sqlite3.OperationalError):
+        lent.adapter.ping(lent.conn, LIMIT)
+
+
+def test_closed_connection_is_not_alive(lent: Lent) -> None:
+    lent.conn.close()
+    assert not lent.adapter.alive(lent.conn)
+
+
+# -- faults ------------------------------------------------------------------------------------------
+
+
+def caught(call: Callable[[], object]) -> sqlite3.Error:
+    with pytest.raises(sqlite3.Error) as caught:
+        call()
+    return caught.value
+
+
+def test_lock_that_was_not_got_is_ordinary(lent: Lent) -> None:
+    other = lent.adapter.connect(LIMIT)
+    other.execute("BEGIN EXCLUSIVE")
+    error = caught(lambda: lent.conn.execute("INSERT INTO t VALUES (1, NULL)"))
+    other.close()
+    assert "locked" in str(error)
+    assert lent.adapter.fault(error, dialling=False) is Fault.ORDINARY
+
+
+def test_file_that_is_no_database_is_ordinary(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database at all" * 100)
+    adapter = SQLiteAdapter(tmp_path / "text")
+    lent = Lent(adapter)
+    error = caught(lambda: lent.conn.execute("SELECT * FROM t"))
+    assert adapter.fault(error, dialling=False) is Fault.ORDINARY
+    adapter.close(lent.conn, LIMIT)
+
+
+def test_file_that_was_moved_away_is_dead(lent: Lent, tmp_path: Path) -> None:
+    (tmp_path / "app.db").rename(tmp_path / "away.db")
+    error = caught(lambda: lent.conn.execute("INSERT INTO t VALUES (1, NULL)"))
+    assert lent.adapter.fault(error, dialling=False) is Fault.DEAD
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_CANTOPEN_ISDIR])
+def test_disk_errors_are_dead(adapter: SQLiteAdapter, code: int) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    assert adapter.fault(error, dialling=False) is Fault.DEAD
+
+
+def test_use_after_close_is_dead(lent: Lent) -> None:
+    lent.conn.close()
+    error = caught(lambda: lent.conn.execute("SELECT 1"))
+    assert lent.adapter.fault(error, dialling=False) is Fault.DEAD

@@ -1,0 +1,226 @@
+"""Random schedules for the simulator: clients, a server with a bad day, an operator.
+
+`python -m engine.schedules SEED` (with tests/ on the path) replays one schedule by its seed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from random import Random
+from typing import Any
+
+from connpool.engine.core import Entry
+from connpool.engine.flows import Step
+from connpool.errors import PoolError
+from connpool.testing import (
+    Cancelled,
+    FakeConnection,
+    FakeError,
+    FakeOperationalError,
+    FakeServer,
+    Simulation,
+    Task,
+)
+
+TIMEOUTS = (0, 0.005, 0.05, 0.5, 2.0, None)
+
+
+class Schedule:
+    """One schedule: everything in it follows from the seed."""
+
+    def __init__(self, seed: int) -> None:
+        draw = self.draw = Random(f"schedule {seed}")
+        self.server = FakeServer(
+            latency={
+                Step.CONNECT: draw.choice((0.0, 0.02, 0.3)),
+                Step.PING: draw.choice((0.0, 0.005)),
+                Step.ROLLBACK: draw.choice((0.0, 0.005)),
+                Step.COMMIT: draw.choice((0.0, 0.005)),
+                Step.CLOSE: draw.choice((0.0, 0.01, 0.5)),
+            }
+        )
+        options: dict[str, Any] = {
+            "max_size": draw.randint(1, 4),
+            "max_connecting": draw.randint(1, 2),
+            "max_waiting": draw.choice((None, 1000, 4)),
+            "connect_timeout": draw.choice((None, 10.0, 0.2)),
+            "max_lifetime": draw.choice((None, 2.0, 0.1)),
+            "idle_timeout": draw.choice((None, 1.0, 0.05)),
+            "probe_after": draw.choice((None, 0, 0.02)),
+            "ping_after": draw.choice((None, 0.05)),
+            "max_uses": draw.choice((None, 1, 3)),
+            "on_connect": draw.choice((None, None, lambda conn: conn.execute("set"))),
+        }
+        options["min_idle"] = draw.choice((0, 0, draw.randint(0, options["max_size"])))
+        self.simulation = Simulation(seed, self.server, helpers=draw.choice((1.0, 1.0, 0.7)), **options)
+        self.cancels = draw.choice((0.0, 0.1, 0.4))
+        self.bound = options["max_size"]
+        self.counts: Counter[str] = Counter()
+        self.pending = 0
+
+    def run(self) -> Counter[str]:
+        """Let clients, server and operator loose; then bring peace, and see that nothing is left over."""
+        draw, simulation = self.draw, self.simulation
+        for _ in range(draw.randint(1, 8)):
+            simulation.at(draw.random(), lambda: self.client(draw.randint(1, 6)))
+        for _ in range(draw.choice((0, 0, 1, 3))):
+            self.bad_hour(draw.random() * 2)
+        for _ in range(draw.choice((0, 0, 1, 2))):
+            simulation.at(draw.random() * 2, self.operate)
+        simulation.run(until=60.0)
+        assert not self.pending, f"{self.pending} clients hang"
+        self.close()
+        return self.counts
+
+    # -- clients ---------------------------------------------------------------------------------------
+
+    def client(self, rounds: int) -> None:
+        """Acquire, use, release, several times."""
+        if not rounds:
+            return
+        timeout = self.draw.choice(TIMEOUTS)
+        began = self.simulation.now
+        self.pending += 1
+
+        def served(task: Task[Entry[FakeConnection]]) -> None:
+            self.pending -= 1
+            pause = self.draw.random() * 0.02
+            if task.result is not None:
+                self.counts["served"] += 1
+                entry, task.result = task.result, None
+                self.use(entry, rounds)
+                return
+            self.counts[type(task.error).__name__] += 1
+            assert isinstance(task.error, PoolError | Cancelled), repr(task.error)
+            if timeout is not None and not self.jumped:
+                late = self.simulation.now - began - timeout
+                assert late < 1.0 or self.slow, f"an acquire ended {late:.3f} s after its deadline"
+            self.simulation.at(self.simulation.now + pause, lambda: self.client(rounds - 1))
+
+        task = self.simulation.acquire(timeout)
+        task.callbacks.append(served)
+        self.perhaps_cancel(task)
+
+    jumped = False
+
+    @property
+    def slow(self) -> bool:
+        """Whether somebody may have to dial by himself: then a dial's length adds to the wait."""
+        return self.simulation._helpers < 1.0
+
+    def use(self, entry: Entry[FakeConnection], rounds: int) -> None:
+        """Do with a connection what borrowers do, and give it back."""
+        draw, simulation = self.draw, self.simulation
+        error: BaseException | None = None
+        assert entry.conn.in_transaction is False, "a transaction of somebody else"
+        deed = draw.randrange(10)
+        try:
+            if deed == 0:
+                entry.conn.kill()
+            if deed < 5:
+                entry.conn.execute("write")
+            if deed == 5:
+                entry.conn.execute("fail")
+        except (FakeError, FakeOperationalError) as exc:
+            # Without its traceback, whose frames would own the entry if it is lost later.
+            error = exc.with_traceback(None) if draw.random() < 0.8 else None
+            self.counts["statement failed"] += 1
+        if deed == 9:
+            entry.conn.close()
+
+        def back() -> None:
+            nonlocal entry
+            if draw.random() < 0.03:
+                self.lose(entry)
+            else:
+                self.perhaps_cancel(simulation.release(entry, error))
+            del entry
+            self.client(rounds - 1)
+
+        simulation.at(simulation.now + draw.random() * 0.05, back)
+
+    def lose(self, entry: Entry[FakeConnection]) -> None:
+        """Drop an entry, as an exception at the wrong bytecode does; parked threads look each 0.25 s."""
+        self.counts["lost"] += 1
+        self.simulation.lent.remove(entry)
+        simulation = self.simulation
+        simulation.at(
+            simulation.now + 0.25, lambda: simulation.spawn(simulation.flows.upkeep(), "look") and None
+        )
+
+    def perhaps_cancel(self, task: Task[Any]) -> None:
+        """Throw into a task somewhere on its way."""
+        while self.draw.random() < self.cancels:
+            self.simulation.at(self.simulation.now + self.draw.random() * 0.05, task.cancel)
+
+    # -- server and operator -----------------------------------------------------------------------------
+
+    def bad_hour(self, at: float) -> None:
+        """Plan an outage, a mass kill, a refusal, or a suspended machine."""
+        simulation, server = self.simulation, self.server
+        kind = self.draw.randrange(4)
+        if kind == 0:
+            simulation.at(at, server.down)
+            simulation.at(at + self.draw.random() * 3, server.up)
+        elif kind == 1:
+            simulation.at(at, lambda: server.kill_sessions() and None)
+        elif kind == 2:
+            simulation.at(at, lambda: server.down(FakeOperationalError("password authentication failed")))
+            simulation.at(at + self.draw.random(), server.up)
+        else:
+            self.jumped = True
+            simulation.at(at, lambda: simulation.jump(self.draw.choice((1.0, 20.0))))
+
+    def operate(self) -> None:
+        """Evict, resize, or wait for the pool to be ready."""
+        simulation, flows = self.simulation, self.simulation.flows
+        kind = self.draw.randrange(3)
+        if kind == 0:
+            simulation.spawn(flows.evict(), "evict")
+        elif kind == 1:
+            self.bound = self.draw.randint(1, 4)
+            simulation.spawn(flows.resize(self.bound, self.draw.randint(0, self.bound)), "resize")
+        else:
+            simulation.spawn(flows.ready(simulation.now + 1.0, 1.0), "ready")
+
+    def close(self) -> None:
+        """Prove that every place is usable, then close the pool and see that nothing is left."""
+        simulation, core = self.simulation, self.simulation.core
+        core.resize(core.max_size, 0)
+        self.server.up()
+        tasks = [simulation.acquire(30.0) for _ in range(core.max_size)]
+        simulation.run(simulation.now + 40.0)
+        assert all(task.result for task in tasks), f"a place was lost: {[task.error for task in tasks]}"
+        for task in tasks:
+            entry, task.result = task.result, None
+            assert entry is not None
+            simulation.release(entry)
+        del entry, tasks, task  # else these names would own what is lost later
+        simulation.run(simulation.now + 30.0)
+        assert not simulation.lent
+        simulation.check_at_rest()
+        simulation.spawn(simulation.flows.close(simulation.now + 5.0), "close")
+        simulation.run(simulation.now + 40.0)
+        simulation.check_at_rest()
+        assert not simulation.core.slots
+        assert not self.server.sessions, "a session survived the pool"
+
+
+def run(seed: int) -> Counter[str]:
+    """Run one schedule; an error names its seed."""
+    schedule = Schedule(seed)
+    try:
+        counts = schedule.run()
+    except BaseException as exc:
+        exc.add_note(
+            f"schedule {seed}, after {schedule.simulation.steps} steps; replay: python -m engine.schedules {seed}"
+        )
+        raise
+    counts["steps"] = schedule.simulation.steps
+    return counts
+
+
+if __name__ == "__main__":
+    for seed in sys.argv[1:]:
+        print(seed, dict(run(int(seed))))
