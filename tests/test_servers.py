@@ -447,7 +447,11 @@ ENDINGS = {
 
 def run_script(body: str) -> list[str]:
     """Run a Python program, and return the lines that it printed."""
-    head = "import os, signal, sys\nfrom servers import MariaDB, PgBouncer, PostgreSQL\n"
+    head = """
+import os, signal, sys
+from servers import MariaDB, PgBouncer, PostgreSQL
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+"""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", head + textwrap.dedent(body)],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
@@ -519,9 +523,12 @@ def test_every_kind_is_printed_until_ctrl_c() -> None:
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as shown:
         assert shown.stdout is not None
-        lines = list(iter(shown.stdout.readline, "Ctrl-C stops everything.\n"))
-        shown.send_signal(signal.SIGINT)
-        assert shown.wait(20) == 0
+        try:
+            lines = list(iter(shown.stdout.readline, "Ctrl-C stops everything.\n"))
+            shown.send_signal(signal.SIGINT)
+            assert shown.wait(20) == 0
+        finally:
+            shown.kill()
     pids = [int(line.split("pid ")[1].split()[0]) for line in lines if "pid " in line]
     assert len(pids) >= 3
     assert [pid for pid in pids if alive(pid)] == []

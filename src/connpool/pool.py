@@ -80,9 +80,8 @@ class Lease(Generic[C]):
                 entry.check_at = check_at
                 try:
                     core.idle.append(entry)  # publish ...
-                    if core.waiters or entry.doomed:  # ... then look: see `core`
-                        if core.rematch(entry):
-                            pool._follow_up()
+                    if (core.waiters or entry.doomed) and core.rematch(entry):  # ... then look
+                        pool._follow_up()
                 except BaseException:
                     # Struck between the two: whoever parked meanwhile must not sleep through it.
                     core.rematch(entry)
@@ -387,8 +386,8 @@ class ConnectionPool(Generic[C]):
     def _run(self, flow: Flow[R]) -> R:
         if self._core.inside():
             raise PoolMisuse(
-                f"pool {self.name!r} was called by a finalizer that the garbage collector ran inside the pool's "
-                "own critical section; do not use a pool in __del__"
+                f"pool {self.name!r} was called by a finalizer that the garbage collector ran inside the "
+                "pool's own critical section; do not use a pool in __del__"
             )
         return self._runner.run(flow)
 

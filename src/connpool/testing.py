@@ -314,7 +314,8 @@ class Task(Generic[R]):
         self._step += 1
         self._call = None
         if self._waiter is not None:
-            self._waiter.task = self._waiter = None
+            self._waiter.task = None
+            self._waiter = None
         try:
             while True:
                 operation = resume(value)
@@ -483,8 +484,7 @@ class Simulation:
 
     def seconds(self, call: Call) -> float:
         """Return how long a call takes in this schedule, at most the limit it was given."""
-        seconds = self.server.seconds(call.step) * (self.random.expovariate(1.0) if self._jitter else 1.0)
-        return seconds
+        return self.server.seconds(call.step) * (self.random.expovariate(1.0) if self._jitter else 1.0)
 
     def _start(self, flow: Flow[None]) -> bool:
         if self._helpers < 1.0 and self.random.random() >= self._helpers:

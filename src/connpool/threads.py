@@ -199,7 +199,8 @@ class ThreadRunner:
                     elif isinstance(operation, Start):
                         value = not self.inline and helpers.start(partial(self.run, operation.flow))
                     else:
-                        value = housekeeper.watch(self, operation.at)
+                        housekeeper.watch(self, operation.at)
+                        value = None
                 except BaseException as exc:
                     resume, value = flow.throw, exc
         except StopIteration as stop:

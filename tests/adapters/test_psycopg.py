@@ -14,6 +14,7 @@ import pytest
 from psycopg import errors, pq
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import dict_row
+from servers import FaultProxy, PostgreSQL, free_port
 
 from adapters.contract import LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
@@ -23,7 +24,6 @@ from connpool.adapters.psycopg import (
     PsycopgPoolUnavailable,
 )
 from connpool.errors import PoolMisuse, PoolTimeout
-from servers import FaultProxy, PostgreSQL, free_port
 
 pytestmark = pytest.mark.server
 
@@ -38,8 +38,11 @@ class PsycopgHarness(Harness):
         self.server = server
         self.params: dict[str, Any] = {**server.params_for(dbname=database), "password": SECRET}
 
+    def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
+        return PsycopgAdapter(**params)
+
     def adapter(self) -> Adapter[Any]:
-        return PsycopgAdapter(**self.params)
+        return self.make(self.params)
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(**self.params)
@@ -49,7 +52,7 @@ class PsycopgHarness(Harness):
 
     def bad_dials(self) -> Mapping[str, tuple[Adapter[Any], frozenset[Fault]]]:
         def bad(**changes: Any) -> Adapter[Any]:
-            return PsycopgAdapter(**{**self.params, **changes})
+            return self.make({**self.params, **changes})
 
         return {
             "no such database": (bad(dbname="nowhere"), frozenset({Fault.AUTH})),
@@ -60,7 +63,7 @@ class PsycopgHarness(Harness):
     @contextlib.contextmanager
     def black_hole(self) -> Iterator[tuple[Adapter[Any], Callable[[], object]]]:
         with FaultProxy(self.server.address) as proxy:
-            yield PsycopgAdapter(**{**self.params, "port": proxy.port}), proxy.black_hole
+            yield self.make({**self.params, "port": proxy.port}), proxy.black_hole
 
     def fail(self, conn: psycopg.Connection) -> None:
         with pytest.raises(errors.DivisionByZero):
@@ -113,10 +116,8 @@ class TestAround(AdapterContract):
     @pytest.fixture
     def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> Harness:
         class AroundHarness(PsycopgHarness):
-            lacks = {"bad_dials": "psycopg's own", "black_hole": "it has a limit only with one"}
-
-            def adapter(self) -> Adapter[Any]:
-                return PsycopgAdapter.around(self.connect)
+            def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
+                return PsycopgAdapter.around(lambda: psycopg.connect(**params))
 
         return AroundHarness(postgresql, postgresql_database)
 
@@ -169,9 +170,16 @@ def guarded() -> Iterator[PostgreSQL]:
 
 
 def test_a_copy_in_progress_is_broken(lent: Lent) -> None:
-    with lent.conn.cursor().copy("copy (select generate_series(1, 9)) to stdout"):
+    with lent.conn.cursor().copy("copy (select generate_series(1, 9)) to stdout") as copy:
         assert lent.verdict() is Verdict.BROKEN
+        assert len(list(copy)) == 9
     assert lent.verdict() is Verdict.DIRTY
+
+
+def test_a_copy_that_nobody_read_is_broken(lent: Lent) -> None:
+    with lent.conn.cursor().copy("copy (select generate_series(1, 9)) to stdout"):
+        pass  # psycopg leaves it as it is
+    assert lent.verdict() is Verdict.BROKEN
 
 
 def test_an_open_pipeline_is_broken_even_with_nothing_in_it(lent: Lent) -> None:
@@ -382,7 +390,7 @@ def test_a_dial_to_several_addresses_keeps_one_limit_and_tells_of_each(
         with pytest.raises(errors.ConnectionTimeout) as caught:
             adapter.connect(0.6)
         assert 0.6 <= monotonic() - began < 1.6
-        assert str(caught.value).count("not connected within 0.3 s") == 2
+        assert str(caught.value).count("not connected within") == 2
         assert SECRET not in str(caught.value)
 
 
@@ -392,11 +400,10 @@ def test_the_users_own_connect_timeout_holds_if_it_is_shorter(postgresql: Postgr
         adapter: PsycopgAdapter[Any] = PsycopgAdapter(
             host="127.0.0.1", port=proxy.port, connect_timeout=2
         )
-        for limit in (LIMIT, None):
-            began = monotonic()
-            with pytest.raises(errors.ConnectionTimeout):
-                adapter.connect(limit)
-            assert 2.0 <= monotonic() - began < 4.0
+        began = monotonic()
+        with pytest.raises(errors.ConnectionTimeout):
+            adapter.connect(LIMIT)
+        assert 2.0 <= monotonic() - began < 4.0
 
 
 def test_a_failed_dial_leaves_nothing_to_the_collector(adapter: PsycopgAdapter[Any]) -> None:
@@ -406,12 +413,13 @@ def test_a_failed_dial_leaves_nothing_to_the_collector(adapter: PsycopgAdapter[A
     gc.collect()
     gc.disable()
     try:
-        with contextlib.suppress(psycopg.OperationalError):
+        before = {id(o) for o in gc.get_objects() if isinstance(o, psycopg.Error)}
+        with pytest.raises(psycopg.OperationalError, match="no address could be connected"):
             bad.connect(LIMIT)
-        left = [o for o in gc.get_objects() if isinstance(o, psycopg.OperationalError)]
+        left = [o for o in gc.get_objects() if isinstance(o, psycopg.Error)]
     finally:
         gc.enable()
-    assert not left
+    assert [o for o in left if id(o) not in before] == []
 
 
 @pytest.mark.parametrize(
@@ -442,10 +450,13 @@ def test_the_right_password_is_let_in(guarded: PostgreSQL, lend: Callable[..., L
 
 def test_a_full_server_is_full(guarded: PostgreSQL) -> None:
     adapter: PsycopgAdapter[Any] = PsycopgAdapter(guarded.dsn)
-    with contextlib.ExitStack() as stack, pytest.raises(psycopg.OperationalError) as caught:
+
+    def fill(stack: contextlib.ExitStack) -> None:
         for _ in range(6):
-            conn = adapter.connect(LIMIT)
-            stack.callback(adapter.close, conn, SOON)
+            stack.callback(adapter.close, adapter.connect(LIMIT), SOON)
+
+    with contextlib.ExitStack() as stack, pytest.raises(psycopg.OperationalError) as caught:
+        fill(stack)
     assert adapter.fault(caught.value, dialling=True) is Fault.FULL, caught.value
 
 
@@ -538,7 +549,7 @@ def test_a_write_on_a_read_only_server_is_a_demotion(lent: Lent) -> None:
 def test_a_session_that_its_server_ends_is_dead(lent: Lent) -> None:
     lent.conn.execute("set idle_in_transaction_session_timeout = '10ms'")
     wait_readable(lent.conn)
-    with pytest.raises(psycopg.OperationalError) as caught:
+    with pytest.raises(errors.IdleInTransactionSessionTimeout) as caught:
         lent.conn.execute("select 1")
     assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEAD
     assert lent.verdict() is Verdict.BROKEN

@@ -16,6 +16,8 @@ def show(what: str, server: Server, url: str, began: float) -> None:
 def main() -> None:
     """Run until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A shell starts background jobs with SIGINT ignored; it should stop those servers too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with ExitStack() as stack:
         began = time.monotonic()
         postgresql = stack.enter_context(PostgreSQL())

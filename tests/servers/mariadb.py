@@ -124,7 +124,8 @@ class MariaDB(Server):
             autocommit=True,
         )
         with connection, connection.cursor() as cursor:
-            self._control_sessions.add(connection.thread_id())
+            number = connection.thread_id()  # type: ignore[no-untyped-call, unused-ignore]
+            self._control_sessions.add(number)
             cursor.execute(statement, args or None)
             return [tuple(row) for row in cursor.fetchall()]
 

@@ -92,13 +92,13 @@ class Closable(Protocol):
 
 
 class _Watchdog:
-    """Our end of the pipe to the watchdog process, which is started with the first message."""
+    """Our end of the pipe to the watchdog process, which is started before anything else is."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def tell(self, **message: str | int) -> None:
+    def start(self) -> None:
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
@@ -109,10 +109,13 @@ class _Watchdog:
                     bufsize=0,
                     start_new_session=True,  # Ctrl-C is for us, it acts on our end only
                 )
-            assert self._process.stdin is not None
-            # A watchdog that was killed is no reason to fail; the other two nets remain.
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    def tell(self, **message: str | int) -> None:
+        with self._lock:
+            if self._process is not None and self._process.stdin is not None:
+                # A watchdog that was killed is no reason to fail; the other two nets remain.
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def dismiss(self) -> None:
         with self._lock:
@@ -267,7 +270,7 @@ class Server(ABC):
         first = self._directory is None
         try:
             if first:
-                self._directory = self._make_directory()
+                self._make_directory()
                 self._prepare()
                 self._launch_on_free_port()
                 self._populate()
@@ -327,13 +330,13 @@ class Server(ABC):
 
     # -- processes
 
-    def _make_directory(self) -> Path:
+    def _make_directory(self) -> None:
+        _watchdog.start()
         register(self)
-        directory = Path(tempfile.mkdtemp(prefix="connpool-"))
+        directory = self._directory = Path(tempfile.mkdtemp(prefix="connpool-"))
         _watchdog.tell(directory=str(directory))
         directory.chmod(0o755)
         self._give_away(directory)
-        return directory
 
     def _give_away(self, path: Path) -> None:
         """Make the server's account the owner of a file that we wrote for it."""

@@ -27,8 +27,8 @@ from operator import attrgetter, methodcaller
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, NamedTuple
 
-from connpool.adapter import Adapter, Fault, Verdict
-from connpool.errors import PoolError, PoolMisuse
+from ..adapter import Adapter, Fault, Verdict
+from ..errors import PoolError, PoolMisuse
 
 # An enum's member is looked up by a descriptor of its class: too dear for every release.
 _CLEAN: Final = Verdict.CLEAN
@@ -508,8 +508,8 @@ class _Watchdog:
 
     One thread for the whole process, which lives while there are steps and a moment longer.  A step
     costs a lock and a copied descriptor, but no change of threads: the thread looks around by itself
-    every `_ROUND` seconds, so it need not be told of steps that may take longer.  The copy makes sure
-    that no other socket is hit, should the driver have closed its own and the number be in use again.
+    every `_ROUND` seconds, by which a limit may be overrun.  The copy makes sure that no other socket
+    is hit, should the driver have closed its own and the number be in use again.
     """
 
     _ROUND: Final = 0.25
@@ -519,10 +519,9 @@ class _Watchdog:
 
     def reset(self) -> None:
         """Start afresh, as in a forked child, which has neither the thread nor a free lock."""
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # never notified: only waited on, with a timeout
         self._steps: set[_Step] = set()
         self._thread: threading.Thread | None = None
-        self._wakes_at = 0.0
 
     def watch(self, descriptor: int, limit: float) -> _Step | None:
         """Begin a step."""
@@ -539,8 +538,6 @@ class _Watchdog:
                 except RuntimeError:
                     return step  # no threads left: likewise
                 self._thread = thread
-            elif step.at < self._wakes_at:
-                self._changed.notify()
         return step
 
     def release(self, step: _Step) -> bool:
@@ -563,8 +560,7 @@ class _Watchdog:
                     os.close(step.descriptor)
                 empty = 0 if self._steps else empty + 1
                 ends = min((step.at for step in self._steps), default=now + self._ROUND)
-                self._wakes_at = min(ends, now + self._ROUND)
-                self._changed.wait(self._wakes_at - now)
+                self._changed.wait(min(ends - now, self._ROUND))
                 if self._steps:
                     empty = 0
             self._thread = None

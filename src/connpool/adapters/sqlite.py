@@ -33,9 +33,8 @@ from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
-from connpool.adapter import Adapter, Fault, Verdict
-from connpool.adapters.dbapi import Aborted
-from connpool.errors import (
+from ..adapter import Adapter, Fault, Verdict
+from ..errors import (
     PoolClosed,
     PoolError,
     PoolMisuse,
@@ -43,6 +42,7 @@ from connpool.errors import (
     PoolTimeout,
     PoolUnavailable,
 )
+from .dbapi import Aborted
 
 # An enum's member is looked up by a descriptor of its class: too dear for every release.
 _CLEAN: Final = Verdict.CLEAN
@@ -274,10 +274,10 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         """Judge by the open transaction, then by a SELECT that was not read to its end.
 
         ``in_transaction`` does not show the latter, which would keep a frozen snapshot for the next
-        borrower, and which ROLLBACK does not end.  But an interrupt stays pending only while some
-        statement is active: if the next statement runs, none was.  (Re-registering a function would
-        tell as well, in a third of the time, but makes SQLite prepare every cached statement anew:
-        2 to 8 us for the next one, measured, against 0.6 us.)
+        borrower, and which ROLLBACK does not end.  But an interrupt holds for new statements, too,
+        until no statement is active any more (sqlite.org/c3ref/interrupt.html): if one runs, none was.
+        Re-registering a function would tell as well, in a third of the time, but makes SQLite prepare
+        every cached statement anew: 2 to 8 us for the next one, measured, against 0.6 us.
 
         The transaction comes first: the work of a borrower who leaves both behind is committed, and
         only then is the connection given up.

@@ -68,7 +68,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _no_verdict(conn: object, baseline: object) -> int:
+def _no_verdict(_conn: object, _baseline: object) -> int:
     raise AssertionError("a connection was lent before its adapter was known")
 
 
@@ -272,18 +272,21 @@ class Core(Generic[C]):
 
     @locked
     def leave(self, waiter: Waiter, *, timed_out: bool = False) -> object:
-        """Leave the queue; return what had been delivered before, or `Refusal.LEFT`.
+        """Leave the queue; return the outcome if there was one already, or `Refusal.LEFT`.
 
         The judge of every race: a timeout that comes a moment after the hand-over finds an entry here.
+        The waiter does not keep it: a traceback may keep the waiter.
         """
-        if waiter.outcome is None:
-            waiter.outcome = Refusal.LEFT
+        outcome = waiter.outcome
+        if outcome is None:
+            outcome = Refusal.LEFT
             self.totals.timeouts += timed_out
+        waiter.outcome = Refusal.LEFT
         try:
             self.waiters.remove(waiter)
         except ValueError:
             pass
-        return waiter.outcome
+        return outcome
 
     def rematch(self, entry: Entry[C] | None) -> bool:
         """Look again, after *entry* was published in `idle`; return whether there is follow-up work."""
@@ -551,7 +554,9 @@ class Core(Generic[C]):
                 self.abandoned += 1
                 self.last_error = TimeoutError("the dial was given up: no answer within connect_timeout")
                 self.retry_at = now + upkeep.abandoned_pause(self.abandoned)
+            conn = slot.conn
             self._free(slot)
+            slot.conn = conn  # if the dial got that far, its flow still closes what it opened
 
     # -- closing -------------------------------------------------------------------------------------
 

@@ -111,14 +111,15 @@ class Flows(Generic[C]):
         self._chance = chance
         self._waiter = waiter
         self._connect: Callable[[], C] | None = None
-        if hasattr(source, "verdict"):
+        if not callable(source):
+            if not hasattr(source, "verdict"):
+                kind = type(source).__name__
+                raise TypeError(
+                    f"a pool needs an adapter, or a callable that returns a connection; got {kind}"
+                )
             self._settle(source)
-        elif callable(source):
-            self._connect = source  # its first connection, or its first exception, names the driver
         else:
-            raise TypeError(
-                f"a pool needs an adapter, or a callable that returns a connection; got {type(source).__name__}"
-            )
+            self._connect = source  # its first connection, or its first exception, names the driver
 
     # -- acquire -------------------------------------------------------------------------------------
 
@@ -170,20 +171,21 @@ class Flows(Generic[C]):
     ) -> Flow[Entry[C]]:
         """Queue, and wait for an entry or for the reason why there is none."""
         core = self.core
-        queued = core.queue(waiter) is None
-        while waiter.outcome is None:
+        outcome = core.queue(waiter)
+        queued = outcome is None
+        while outcome is None:
             if core.owes():
                 yield from self.follow_up()
-                if waiter.outcome is not None:
-                    break
-            if deadline is not None and self._clock() >= deadline:
-                core.leave(waiter, timed_out=True)
-                break
-            yield Park(waiter, deadline)
             if waiter.outcome is None:
-                # The deadline, or one of the looks that a parked thread takes by itself.
-                core.rematch(None)
-        outcome, waiter.outcome = waiter.outcome, Refusal.LEFT
+                if deadline is not None and self._clock() >= deadline:
+                    outcome = core.leave(waiter, timed_out=True)
+                    break
+                yield Park(waiter, deadline)
+                if waiter.outcome is None:
+                    # The deadline, or one of the looks that a parked thread takes by itself.
+                    core.rematch(None)
+            outcome = waiter.outcome
+        waiter.outcome = Refusal.LEFT  # a traceback may keep the waiter, but not what it was given
         if not isinstance(outcome, Entry):
             self._refuse(outcome, self._clock() - began, timeout)
         if queued:
@@ -394,6 +396,7 @@ class Flows(Generic[C]):
             except BaseException as exc:
                 adapter.abort(conn)  # type: ignore[arg-type] # a slot holds what connect returned
                 if not isinstance(exc, Exception):
+                    self.core.freed(slot)
                     raise
         del conn
         self.core.freed(slot)
@@ -473,7 +476,7 @@ class Flows(Generic[C]):
             yield from self.follow_up()
             while waiter.outcome is None and (deadline is None or self._clock() < deadline):
                 yield Park(waiter, deadline)
-                if waiter.outcome is None and core.owes():
+                if core.owes():
                     yield from self.follow_up()
         finally:
             core.unwatch(watcher)

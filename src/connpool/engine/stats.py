@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
-from math import ceil
+from math import ceil, sqrt
 
 GROWTH = 1.1
 """Each bucket reaches 10 % further than the one before; its middle is at most 4.9 % off any value in it."""
@@ -80,7 +80,7 @@ class Histogram:
         bucket = bisect_left(list(accumulate(self._counts)), rank)
         if bucket == 0:
             return min(_FIRST_EDGE, self.max)
-        return min(_EDGES[bucket - 1] * GROWTH**0.5, self.max)
+        return min(_EDGES[bucket - 1] * sqrt(GROWTH), self.max)
 
     def __repr__(self) -> str:
         figures = ", ".join(f"p{p:g}={self.percentile(p):.2g}" for p in (50, 90, 99))

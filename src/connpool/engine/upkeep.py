@@ -50,12 +50,12 @@ def pause(failures: int, *, waiting: bool, chance: float) -> float:
     """
     cap = PAUSE_CAP if waiting else IDLE_PAUSE_CAP
     # 2 ** 10 is far beyond both caps; without the limit a week of outage overflows a float.
-    return min(cap, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (0.5 + 0.5 * chance)
+    return min(cap, FIRST_PAUSE * 2.0 ** min(failures - 1, 10)) * (0.5 + 0.5 * chance)
 
 
 def abandoned_pause(abandoned: int) -> float:
     """Return the seconds until the next dial after *abandoned* dials that never came back."""
-    return min(ABANDONED_PAUSE_CAP, ABANDONED_PAUSE * 2 ** min(abandoned - 1, 10))
+    return min(ABANDONED_PAUSE_CAP, ABANDONED_PAUSE * 2.0 ** min(abandoned - 1, 10))
 
 
 def dial_until(now: float, connect_timeout: float | None, *, bounded: bool) -> float:

@@ -1,0 +1,184 @@
+"""Every rule of every option: a value that breaks it is refused, with option, value and rule named."""
+
+from dataclasses import FrozenInstanceError, fields
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from connpool.options import DEFAULT, PoolOptions, check_timeout
+
+SECONDS = {  # whether 0 and None mean something
+    "acquire_timeout": (True, True),
+    "connect_timeout": (False, True),
+    "max_lifetime": (False, True),
+    "idle_timeout": (False, True),
+    "probe_after": (True, True),
+    "ping_after": (True, True),
+    "reset_timeout": (False, True),
+}
+WHOLE = {  # the least, and whether None means something
+    "min_idle": (0, False),
+    "max_size": (1, False),
+    "max_waiting": (0, True),
+    "max_connecting": (1, False),
+    "max_uses": (1, True),
+}
+OTHER = {"on_connect", "name"}
+
+# Without the rules that compare two options.
+ALONE: dict[str, Any] = {"probe_after": None, "ping_after": None}
+
+
+def options(**values: Any) -> PoolOptions:
+    return PoolOptions(**{**ALONE, **values})
+
+
+def refusal(error: type[Exception], **values: Any) -> str:
+    with pytest.raises(error) as caught:
+        options(**values)
+    return str(caught.value)
+
+
+def test_every_option_is_looked_at_here() -> None:
+    assert {option.name for option in fields(PoolOptions)} == {*SECONDS, *WHOLE, *OTHER}
+
+
+def test_defaults_keep_their_own_rules() -> None:
+    PoolOptions()
+
+
+# -- seconds -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", [0.001, 1, 2.5, 1e9])
+def test_seconds_are_whole_or_not(name: str, value: float) -> None:
+    assert getattr(options(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", [-1, -0.001, inf, -inf, nan])
+def test_seconds_are_neither_negative_nor_endless(name: str, value: float) -> None:
+    text = refusal(ValueError, **{name: value})
+    assert text.startswith(f"{name}={value!r}: must be a number of seconds, ")
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", ["5", True, False, DEFAULT, [5], 5j])
+def test_seconds_are_numbers(name: str, value: object) -> None:
+    text = refusal(TypeError, **{name: value})
+    assert text.startswith(f"{name}={value!r}: must be a number of seconds, ")
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_zero_seconds_only_where_they_mean_something(name: str, value: float) -> None:
+    if SECONDS[name][0]:
+        assert getattr(options(**{name: value}), name) == 0
+    else:
+        assert "more than 0" in refusal(ValueError, **{name: value})
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_refusal_says_what_zero_and_none_mean(name: str) -> None:
+    zero, none = SECONDS[name]
+    text = refusal(ValueError, **{name: -1})
+    assert ("0 or more (0: " in text) == zero
+    assert ("more than 0" in text) != zero
+    assert (", or None for " in text) == none
+
+
+# -- whole numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_least_whole_number_is_allowed_and_the_next_lower_is_not(name: str) -> None:
+    least, _ = WHOLE[name]
+    assert getattr(options(**{name: least}), name) == least
+    text = refusal(ValueError, **{name: least - 1})
+    assert text.startswith(f"{name}={least - 1}: must be a whole number of at least {least}")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [1.0, 2.5, "3", True, DEFAULT])
+def test_whole_numbers_are_ints(name: str, value: object) -> None:
+    text = refusal(TypeError, **{name: value})
+    assert text.startswith(f"{name}={value!r}: must be a whole number of at least ")
+
+
+# -- None --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*SECONDS, *WHOLE])
+def test_none_only_where_it_means_something(name: str) -> None:
+    if (SECONDS | WHOLE)[name][1]:
+        assert getattr(options(**{name: None}), name) is None
+    else:
+        text = refusal(TypeError, **{name: None})
+        assert text.startswith(f"{name}=None: ")
+        assert "or None" not in text
+
+
+# -- hooks and names ---------------------------------------------------------------------------------
+
+
+def test_hook_is_callable_or_none() -> None:
+    assert options(on_connect=print).on_connect is print
+    assert options(on_connect=None).on_connect is None
+    text = refusal(TypeError, on_connect="SET x")
+    assert text == "on_connect='SET x': must be callable with a connection, or None"
+
+
+@pytest.mark.parametrize("value", ["", 7, b"pool"])
+def test_name_is_a_text_with_something_in_it(value: object) -> None:
+    assert options(name="orders").name == "orders"
+    assert refusal(TypeError, name=value) == f"name={value!r}: must be a non-empty string, or None"
+
+
+# -- rules that compare two options ------------------------------------------------------------------
+
+
+def test_min_idle_must_fit_into_max_size() -> None:
+    assert options(min_idle=3, max_size=3).min_idle == 3
+    assert refusal(ValueError, min_idle=4, max_size=3) == ("min_idle=4: must not exceed max_size=3")
+
+
+def test_ping_comes_no_sooner_than_the_probe() -> None:
+    assert options(probe_after=5, ping_after=5).ping_after == 5
+    assert options(probe_after=None, ping_after=0).ping_after == 0
+    assert options(probe_after=5, ping_after=None).probe_after == 5
+    assert refusal(ValueError, probe_after=5, ping_after=4.5) == (
+        "ping_after=4.5: must not be shorter than probe_after=5"
+    )
+
+
+# -- the rest ----------------------------------------------------------------------------------------
+
+
+def test_options_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        PoolOptions().max_size = 5  # type: ignore[misc] # that is the point
+
+
+def test_options_are_given_by_name() -> None:
+    with pytest.raises(TypeError):
+        PoolOptions(1)  # type: ignore[misc] # that is the point
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="max_sise"):
+        PoolOptions(max_sise=5)  # type: ignore[call-arg] # that is the point
+
+
+def test_timeout_argument_has_the_rule_of_acquire_timeout() -> None:
+    for value in (None, 0, 1.5):
+        check_timeout("timeout", value)
+    with pytest.raises(ValueError, match=r"^timeout=-1: .*0 or more \(0: an idle connection or an error"):
+        check_timeout("timeout", -1)
+    with pytest.raises(TypeError, match=r"^timeout='1': "):
+        check_timeout("timeout", "1")
+
+
+def test_default_shows_as_its_name() -> None:
+    assert repr(DEFAULT) == "DEFAULT"
