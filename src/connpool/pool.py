@@ -48,43 +48,40 @@ class Lease(Generic[C]):
 
     def __enter__(self) -> C:
         pool = self._pool
-        core = pool._core
-        if core.waiters or self._entry is not None:  # nobody overtakes the queue
+        if pool._waiters or self._entry is not None:  # nobody overtakes the queue
             return pool._enter(self, None)
         try:
-            entry = self._entry = core.idle.pop()
+            entry = self._entry = pool._idle.pop()
         except IndexError:
             return pool._enter(self, None)
-        entry.lent_at = now = pool._clock()
+        entry.lent_at = now = clock()
         if now < entry.check_at and not entry.doomed:
             return entry.conn
         return pool._enter(self, entry)
 
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         entry = self._entry
         pool = self._pool
-        core = pool._core
-        if exc_type is None and entry is not None and not core.verdict(entry.conn, entry.baseline):
-            now = pool._clock()
+        if exc_type is None and entry is not None and not entry.verdict(entry.conn, entry.baseline):
+            now = clock()
             check_at = now + pool._probe_after
-            holds = entry.holds
-            if check_at < entry.expires and len(holds) < entry.batch:
+            if check_at < entry.expires:
                 self._entry = None
-                holds.append(now - entry.lent_at)
                 entry.idle_since = now
                 entry.check_at = check_at
+                holds = entry.holds
+                holds.append(now - entry.lent_at)
                 try:
-                    core.idle.append(entry)  # publish ...
-                    if (core.waiters or entry.doomed) and core.rematch(entry):  # ... then look
+                    if len(holds) >= entry.batch:
+                        pool._core.fold(entry)
+                    pool._idle.append(entry)  # publish ...
+                    if (pool._waiters or entry.doomed) and pool._core.rematch(entry):  # ... then look
                         pool._follow_up()
                 except BaseException:
                     # Struck between the two: whoever parked meanwhile must not sleep through it.
-                    core.rematch(entry)
+                    pool._core.rematch(entry)
                     raise
                 return
         pool._exit(self, exc)
@@ -198,9 +195,10 @@ class ConnectionPool(Generic[C]):
         )
         assert options.name is not None
         self.name: Final[str] = options.name
-        self._clock = clock
         self._probe_after = inf if options.probe_after is None else options.probe_after
         self._core: Core[C] = Core(options)
+        self._idle = self._core.idle  # the same objects, one step nearer to the warm path
+        self._waiters = self._core.waiters
         self._flows = Flows(
             self._core,
             source,

