@@ -38,11 +38,8 @@ class Lease(Generic[C]):
     __slots__ = ("_entry", "_pool", "_timeout")
     _ending: ClassVar[Ending] = "commit"
     _entry: Entry[C] | None
-
-    def __init__(self, pool: ConnectionPool[C], timeout: float | Default | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._entry = None
+    _pool: ConnectionPool[C]
+    _timeout: float | Default | None
 
     # -- warm path
 
@@ -233,7 +230,13 @@ class ConnectionPool(Generic[C]):
         """
         if timeout is not DEFAULT:
             check_timeout("timeout", timeout)
-        return Lease(self, timeout)
+        # -- warm path: a lease has no __init__, whose frame would cost a tenth of the whole cycle
+        lease: Lease[C] = Lease()
+        lease._pool = self
+        lease._timeout = timeout
+        lease._entry = None
+        return lease
+        # -- end of warm path
 
     def transaction(self, timeout: float | Default | None = DEFAULT) -> Lease[C]:
         """Lend a connection for one ``with`` block that is one transaction.
@@ -241,9 +244,7 @@ class ConnectionPool(Generic[C]):
         Like `connection`, with an explicit BEGIN, so that the block is one transaction on an autocommit
         connection too.  Same arguments and errors.
         """
-        if timeout is not DEFAULT:
-            check_timeout("timeout", timeout)
-        return _Transaction(self, timeout)
+        return self._lease(_Transaction(), timeout)
 
     def acquire(self, timeout: float | Default | None = DEFAULT) -> C:
         """Lend a connection until `release`: for frameworks; prefer `connection`.
@@ -251,9 +252,7 @@ class ConnectionPool(Generic[C]):
         A connection that becomes garbage without release is closed, and its place is free again, if its
         type can be referenced weakly; psycopg's and PyMySQL's can.  Arguments and errors as `connection`.
         """
-        if timeout is not DEFAULT:
-            check_timeout("timeout", timeout)
-        lease: _BareLease[C] = _BareLease(self, timeout)
+        lease = self._lease(_BareLease(), timeout)
         lease.__enter__()
         assert lease._entry is not None
         return self._core.lend_bare(lease._entry, lease)
@@ -353,6 +352,12 @@ class ConnectionPool(Generic[C]):
         return f"<{type(self).__name__} {self.name!r}: {state}>"
 
     # -- behind the lease ----------------------------------------------------------------------------
+
+    def _lease(self, lease: Lease[C], timeout: float | Default | None) -> Lease[C]:
+        if timeout is not DEFAULT:
+            check_timeout("timeout", timeout)
+        lease._pool, lease._timeout, lease._entry = self, timeout, None
+        return lease
 
     def _enter(self, lease: Lease[C], candidate: Entry[C] | None) -> C:
         """Acquire by the flow: nothing idle, somebody waiting, or a candidate to look at."""

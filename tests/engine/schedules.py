@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -24,6 +25,8 @@ from connpool.testing import (
 )
 
 TIMEOUTS = (0, 0.005, 0.05, 0.5, 2.0, None)
+PATIENCE = 60.0  # seconds after which whoever is not done hangs
+AFTERMATH = 2.0  # seconds that are watched when all is done: as long as the longest lifetime
 
 
 class Schedule:
@@ -57,34 +60,61 @@ class Schedule:
         self.cancels = draw.choice((0.0, 0.1, 0.4))
         self.bound = options["max_size"]
         self.counts: Counter[str] = Counter()
-        self.pending = 0
+        self.clients = 0  # that are not done
+        self.troubles = 0  # that are not over
 
     def run(self) -> Counter[str]:
         """Let clients, server and operator loose; then bring peace, and see that nothing is left over."""
         draw, simulation = self.draw, self.simulation
         for _ in range(draw.randint(1, 8)):
+            self.clients += 1
             simulation.at(draw.random(), lambda: self.client(draw.randint(1, 6)))
         for _ in range(draw.choice((0, 0, 1, 3))):
             self.bad_hour(draw.random() * 2)
         for _ in range(draw.choice((0, 0, 1, 2))):
-            simulation.at(draw.random() * 2, self.operate)
-        simulation.run(until=60.0)
-        assert not self.pending, f"{self.pending} clients hang"
+            self.trouble(draw.random() * 2, self.operate)
+        self.until(lambda: not self.clients and not self.troubles)
+        assert not self.clients, f"{self.clients} clients hang"
+        self.aftermath()
         self.close()
         return self.counts
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Let things happen until all is done; an upkeep that has nothing to do goes on for ever."""
+        at = self.simulation.now
+        last = at + PATIENCE
+        while not done() and at < last:
+            at += 0.1
+            self.simulation.run(at)
+
+    def aftermath(self) -> None:
+        """Let happen what has been set going."""
+        self.simulation.run(self.simulation.now + AFTERMATH)
+        self.until(lambda: not self.simulation.tasks)
+
+    def trouble(self, at: float, event: Callable[[], object]) -> None:
+        """Plan something that the schedule does not end before."""
+        self.troubles += 1
+
+        def happen() -> None:
+            self.troubles -= 1
+            event()
+
+        self.simulation.at(at, happen)
 
     # -- clients ---------------------------------------------------------------------------------------
 
     def client(self, rounds: int) -> None:
         """Acquire, use, release, several times."""
         if not rounds:
+            self.clients -= 1
             return
         timeout = self.draw.choice(TIMEOUTS)
         began = self.simulation.now
-        self.pending += 1
 
         def served(task: Task[Entry[FakeConnection]]) -> None:
-            self.pending -= 1
             pause = self.draw.random() * 0.02
             if task.result is not None:
                 self.counts["served"] += 1
@@ -161,16 +191,16 @@ class Schedule:
         simulation, server = self.simulation, self.server
         kind = self.draw.randrange(4)
         if kind == 0:
-            simulation.at(at, server.down)
-            simulation.at(at + self.draw.random() * 3, server.up)
+            self.trouble(at, server.down)
+            self.trouble(at + self.draw.random() * 3, server.up)
         elif kind == 1:
-            simulation.at(at, lambda: server.kill_sessions() and None)
+            self.trouble(at, server.kill_sessions)
         elif kind == 2:
-            simulation.at(at, lambda: server.down(FakeOperationalError("password authentication failed")))
-            simulation.at(at + self.draw.random(), server.up)
+            self.trouble(at, lambda: server.down(FakeOperationalError("password authentication failed")))
+            self.trouble(at + self.draw.random(), server.up)
         else:
             self.jumped = True
-            simulation.at(at, lambda: simulation.jump(self.draw.choice((1.0, 20.0))))
+            self.trouble(at, lambda: simulation.jump(self.draw.choice((1.0, 20.0))))
 
     def operate(self) -> None:
         """Evict, resize, or wait for the pool to be ready."""
@@ -190,18 +220,18 @@ class Schedule:
         core.resize(core.max_size, 0)
         self.server.up()
         tasks = [simulation.acquire(30.0) for _ in range(core.max_size)]
-        simulation.run(simulation.now + 40.0)
+        self.until(lambda: all(task.done for task in tasks))
         assert all(task.result for task in tasks), f"a place was lost: {[task.error for task in tasks]}"
         for task in tasks:
             entry, task.result = task.result, None
             assert entry is not None
             simulation.release(entry)
         del entry, tasks, task  # else these names would own what is lost later
-        simulation.run(simulation.now + 30.0)
+        self.aftermath()
         assert not simulation.lent
         simulation.check_at_rest()
         simulation.spawn(simulation.flows.close(simulation.now + 5.0), "close")
-        simulation.run(simulation.now + 40.0)
+        self.aftermath()
         simulation.check_at_rest()
         assert not simulation.core.slots
         assert not self.server.sessions, "a session survived the pool"

@@ -351,7 +351,7 @@ class Server(ABC):
         self._give_away(path)
         return path
 
-    def _spawn(self, command: list[str | Path]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str | Path], stop_signal: signal.Signals) -> subprocess.Popen[bytes]:
         account = self._account
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -366,7 +366,7 @@ class Server(ABC):
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
             )
-        _watchdog.tell(process=process.pid, signal=int(self.stop_signal))
+        _watchdog.tell(process=process.pid, signal=int(stop_signal))
         return process
 
     def _environment(self) -> Mapping[str, str]:
@@ -377,7 +377,7 @@ class Server(ABC):
     def _run(self, *command: str | Path) -> None:
         """Run a program to its end, under the server's account."""
         mark = size_of(self.log)
-        process = self._process = self._spawn(list(command))
+        process = self._process = self._spawn(list(command), signal.SIGKILL)
         try:
             process.wait(START_TIMEOUT)
         except BaseException:
@@ -400,7 +400,7 @@ class Server(ABC):
 
     def _launch(self) -> None:
         mark = size_of(self.log)
-        self._process = self._spawn(self._command())
+        self._process = self._spawn(self._command(), self.stop_signal)
 
         def ready_or_ended() -> bool:
             return self.ready_text in read_from(self.log, mark) or not self.running

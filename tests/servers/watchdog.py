@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TextIO
 
 # No annotations come with psutil, and its stubs may or may not be installed.
@@ -55,6 +56,24 @@ def kill_tree(root: psutil.Process) -> None:
     wait_ended(family, GRACE)
 
 
+def end(process: psutil.Process, stop_signal: int) -> None:
+    """Stop a process with its own signal; with all below it if that is SIGKILL, or in vain."""
+    if stop_signal != signal.SIGKILL:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(stop_signal)
+        if wait_ended([process], GRACE):
+            return
+    kill_tree(process)
+
+
+def remove(directory: str) -> None:
+    """Remove a directory, into which a program that nobody had noted yet may still write."""
+    deadline = time.monotonic() + GRACE
+    while Path(directory).exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.01)
+
+
 class Estate:
     """What the writer of the pipe will leave behind if it dies now."""
 
@@ -79,12 +98,9 @@ class Estate:
     def settle(self) -> None:
         """Stop the processes, the youngest first, and remove the directories."""
         for process, stop_signal in reversed(self._processes.values()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(stop_signal)
-                if not wait_ended([process], GRACE):
-                    kill_tree(process)
+            end(process, stop_signal)
         for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove(directory)
 
 
 def watch(lines: TextIO) -> None:

@@ -68,7 +68,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-BATCH: Final = 500
+BATCH: Final = 1000
 """Durations an entry collects before they are folded into the histogram, under the lock."""
 
 

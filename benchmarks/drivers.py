@@ -1,0 +1,114 @@
+"""What the pools pool: psycopg connections to a real PostgreSQL, or a fake driver with scripted latencies."""
+
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+
+class RealDriver:
+    """psycopg, as it is: not in autocommit mode, no option set.
+
+    An empty block sends nothing to the server in either mode, so the mode does not matter here.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        import psycopg
+
+        self.dsn = dsn
+        self.module: Any = psycopg
+        self.connection_class: Any = psycopg.Connection
+
+    def connect(self) -> Any:
+        return self.module.connect(self.dsn)
+
+
+class FakeDriver:
+    """A server that takes `connect_seconds` for a connect and `query_seconds` for a query, and keeps a ledger."""
+
+    def __init__(self, connect_seconds: float, query_seconds: float) -> None:
+        self.dsn = ""
+        self.module = DBAPI(self.connect)
+        self.connect_seconds = connect_seconds
+        self.query_seconds = query_seconds
+        self.dials: list[float] = []  # when each began
+        self.ledger: list[tuple[float, int]] = []  # when a connection was opened (+1) or closed (-1)
+        self.connection_class = type("Connection", (FakeConnection,), {"driver": self})
+
+    def connect(self) -> "FakeConnection":
+        self.dials.append(time.perf_counter())
+        time.sleep(self.connect_seconds)
+        self.ledger.append((time.perf_counter(), +1))
+        conn: FakeConnection = self.connection_class()
+        return conn
+
+    def size(self) -> int:
+        """Return the number of connections that are open now."""
+        return sum(change for _, change in self.ledger)
+
+    def reached(self, size: int) -> float | None:
+        """Return when so many connections were open for the first time."""
+        now = 0
+        for instant, change in self.ledger:
+            now += change
+            if now >= size:
+                return instant
+        return None
+
+
+class DBAPI:
+    """A PEP 249 module's face, for DBUtils."""
+
+    class OperationalError(Exception): ...
+
+    InterfaceError = InternalError = DatabaseError = Error = OperationalError
+    apilevel = "2.0"
+    threadsafety = 2
+    paramstyle = "format"
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self.connect = connect
+
+
+class Status:
+    """What psycopg_pool looks at: libpq's PQTRANS_IDLE."""
+
+    transaction_status = 0
+
+
+class FakeConnection:
+    """Enough of a connection for every pool here; only connect and query take time, as in HikariCP's stubs."""
+
+    driver: ClassVar[FakeDriver]
+    autocommit = False
+    closed = False
+    pgconn = Status
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: object) -> "FakeConnection":  # noqa: ARG003 -- psycopg's
+        return cls.driver.connect()
+
+    def query(self) -> None:
+        time.sleep(self.driver.query_seconds)
+
+    def cursor(self) -> "FakeConnection":
+        return self
+
+    def execute(self, statement: str) -> None:
+        pass
+
+    def commit(self) -> None:
+        pass
+
+    def rollback(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.driver.ledger.append((time.perf_counter(), -1))
+
+    def __enter__(self) -> "FakeConnection":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
