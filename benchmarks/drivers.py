@@ -87,14 +87,8 @@ class FakeConnection:
     def connect(cls, conninfo: str = "", **kwargs: object) -> "FakeConnection":  # noqa: ARG003 -- psycopg's
         return cls.driver.connect()
 
-    def query(self) -> None:
-        time.sleep(self.driver.query_seconds)
-
-    def cursor(self) -> "FakeConnection":
-        return self
-
-    def execute(self, statement: str) -> None:
-        pass
+    def cursor(self) -> "FakeCursor":
+        return FakeCursor(self.driver)
 
     def commit(self) -> None:
         pass
@@ -107,8 +101,19 @@ class FakeConnection:
             self.closed = True
             self.driver.ledger.append((time.perf_counter(), -1))
 
-    def __enter__(self) -> "FakeConnection":
+    def __enter__(self) -> "FakeConnection":  # psycopg_pool enters the connection, too
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+class FakeCursor:
+    def __init__(self, driver: FakeDriver) -> None:
+        self.driver = driver
+
+    def execute(self, statement: str) -> None:  # noqa: ARG002 -- all are the same
+        time.sleep(self.driver.query_seconds)
+
+    def close(self) -> None:
         pass

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from .drivers import FakeDriver, RealDriver
 
 Driver = RealDriver | FakeDriver
-Lease = Callable[[], AbstractContextManager[Any]]
 
 
 class Peer:
@@ -26,16 +25,12 @@ class Peer:
     configuration: ClassVar[str]
     empty: ClassVar[str]
 
-    lease: Lease
-    """A bound method of the pool itself, so that no frame of ours is measured."""
+    # Bound methods of the pool itself wherever it has them, so that no frame of ours is measured.
+    lease: Callable[[], AbstractContextManager[Any]]
+    acquire: Callable[[], Any]
+    release: Callable[[Any], object]
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
-        raise NotImplementedError
-
-    def acquire(self) -> Any:
-        raise NotImplementedError
-
-    def release(self, conn: Any) -> None:
         raise NotImplementedError
 
     def waiting(self) -> int | None:
@@ -111,13 +106,11 @@ class SQLAlchemy(Peer):
 
         kept = size if idle is None else idle
         self.pool = QueuePool(driver.connect, pool_size=kept, max_overflow=size - kept)
-        if idle:
-            fill(self, idle)
         self.lease = self.pool.connect
         self.acquire = self.pool.connect
-
-    def release(self, conn: Any) -> None:
-        conn.close()
+        self.release = lambda conn: conn.close()
+        if idle:
+            fill(self, idle)
 
     def waiting(self) -> int:
         return len(self.pool._pool.not_empty._waiters)  # type: ignore[attr-defined] # not for everybody
@@ -147,9 +140,7 @@ class DBUtils(Peer):
         )
         self.lease = self.pool.connection
         self.acquire = self.pool.connection
-
-    def release(self, conn: Any) -> None:
-        conn.close()
+        self.release = lambda conn: conn.close()
 
     def waiting(self) -> int:
         return len(self.pool._lock._waiters)
@@ -203,10 +194,11 @@ class Floor(Peer):
         self.connections = [driver.connect() for _ in range(size)]
         for conn in self.connections:
             self.queue.put(conn)
+        self.lease = self._lease  # as in a pool: one method call, one object, its two methods
         self.acquire = self.queue.get
         self.release = self.queue.put
 
-    def lease(self) -> "FloorLease":
+    def _lease(self) -> "FloorLease":
         return FloorLease(self.queue)
 
     def waiting(self) -> None:
@@ -253,9 +245,19 @@ def fill(peer: Peer, size: int) -> None:
 
 
 def run_threads(jobs: Iterable[Callable[[], object]]) -> None:
-    """Run jobs at the same time, each in a thread of its own, and wait for all of them."""
-    threads = [threading.Thread(target=job) for job in jobs]
+    """Run jobs at the same time, each in a thread of its own; wait for all of them; raise what the first one raised."""
+    errors: list[BaseException] = []
+
+    def run(job: Callable[[], object]) -> None:
+        try:
+            job()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def hello(peer: type[Peer]) -> dict[str, Any]:
     """Say which version of the contender is here, and make sure that it is the right one of the two connpools."""
     try:
         module = importlib.import_module(peer.module)
-    except ImportError as exc:
-        return {"missing": f"not installed: {exc}"}
+    except ImportError:
+        return {"missing": f"not installed: there is no module {peer.module}"}
     ours = hasattr(module, "create_pool")
     if peer is Connpool:
         assert ours, f"this is another package of the same name: {module.__file__}"
@@ -77,7 +78,11 @@ def main() -> None:
             peer = PEERS[command["peer"]]
             answer = hello(peer)
         else:
-            answer = run(peer, command["benchmark"], command["dsn"], command["case"])
+            try:
+                answer = run(peer, command["benchmark"], command["dsn"], command["case"])
+            except Exception as exc:
+                traceback.print_exc()
+                answer = {"error": f"{type(exc).__name__}: {exc}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

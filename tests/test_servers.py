@@ -1,5 +1,6 @@
 """The servers and the fault proxy do what the other tests rely on, and leave nothing behind."""
 
+import itertools
 import os
 import pwd
 import select
@@ -69,6 +70,17 @@ def alive(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def all_processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 # -- every kind of server
@@ -445,6 +457,12 @@ ENDINGS = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Return an environment in which `servers` can be imported."""
+    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def run_script(body: str) -> list[str]:
     """Run a Python program, and return the lines that it printed."""
     head = """
@@ -454,7 +472,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", head + textwrap.dedent(body)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env=environment(),
         stdout=subprocess.PIPE,
         text=True,
         stderr=subprocess.DEVNULL,
@@ -495,6 +513,27 @@ def test_all_kinds_end_together(ending: str) -> None:
     wait_until(lambda: not any(Path(path).exists() for path in directories), what="data removed")
 
 
+def test_nothing_outlives_a_process_that_dies_while_preparing() -> None:
+    (directory,) = run_script(
+        """
+        import threading
+        from servers import wait_until
+
+        server = MariaDB()
+
+        def die_in_the_middle():
+            wait_until(lambda: server._directory and (server._directory / "data/mysql").exists())
+            print(server.directory, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=die_in_the_middle).start()
+        server.start()
+        """
+    )
+    wait_until(lambda: not Path(directory).exists(), what="its directory was removed")
+    assert [pid for pid in all_processes() if directory in command_line(pid)] == []
+
+
 def test_server_outlives_the_forked_children_of_its_owner() -> None:
     alive_after_child, alive_at_end = run_script(
         """
@@ -520,11 +559,10 @@ def test_server_started_by_a_thread_outlives_the_thread() -> None:
 
 def test_every_kind_is_printed_until_ctrl_c() -> None:
     command = [sys.executable, "-W", "error", "-m", "servers"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as shown:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as shown:
         assert shown.stdout is not None
         try:
-            lines = list(iter(shown.stdout.readline, "Ctrl-C stops everything.\n"))
+            lines = list(itertools.takewhile(lambda line: "Ctrl-C" not in line, shown.stdout))
             shown.send_signal(signal.SIGINT)
             assert shown.wait(20) == 0
         finally:

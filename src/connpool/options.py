@@ -42,9 +42,10 @@ class PoolOptions:
     """
 
     max_waiting: int | None = 1000
-    """Callers that may wait at the same time; the next one gets `PoolOverloaded` at once.
+    """Callers that may wait for each other at the same time; the next one gets `PoolOverloaded` at once.
 
-    0 lets nobody wait.  ``None`` sets no bound.
+    Those for whom a connection can still be opened do not count.  0 lets nobody wait for a connection
+    in use.  ``None`` sets no bound.
     """
 
     max_connecting: int = 2

@@ -135,7 +135,8 @@ class ConnectionPool(Generic[C]):
         max_size: The most connections at any time, whatever their state.
         acquire_timeout: Seconds an acquire may take: queueing, dialling and checking together.  0: an idle
             connection at once or an error.  ``None``: no limit.
-        max_waiting: Callers that may wait at the same time.  0: nobody waits.  ``None``: no bound.
+        max_waiting: Callers that may wait for a connection in use at the same time.  0: nobody.
+            ``None``: no bound.
         max_connecting: Dials at the same time.
         connect_timeout: Seconds one dial may take.  ``None``: no limit.
         max_lifetime: Seconds after which a connection is replaced, less a random tenth.  ``None``: never.

@@ -148,6 +148,11 @@ def lent(lend: Callable[..., Lent]) -> Lent:
     return lend()
 
 
+def changed(server: PostgreSQL, **changes: Any) -> PsycopgAdapter[Any]:
+    params: dict[str, Any] = {**server.params, **changes}
+    return PsycopgAdapter(**params)
+
+
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[PostgreSQL]:
     """Provide a server with a role that needs a password, and room for two ordinary sessions."""
@@ -228,7 +233,7 @@ def test_a_psycopg_without_the_private_state_is_judged_by_the_public_one(lent: L
 
 def test_only_synchronous_connections_are_adopted(adapter: PsycopgAdapter[Any]) -> None:
     with pytest.raises(PoolMisuse, match=r"builtins\.object"):
-        adapter.adopt(object())  # type: ignore[arg-type] # the point
+        adapter.adopt(object())
 
 
 def test_the_time_of_a_verdict_is_told(lent: Lent) -> None:
@@ -240,8 +245,10 @@ def test_the_time_of_a_verdict_is_told(lent: Lent) -> None:
 # -- rollback and begin
 
 
-def test_rollback_keeps_prepared_statements_usable(lend: Callable[..., Lent]) -> None:
-    lent = lend(PsycopgAdapter(lend().adapter._conninfo, prepare_threshold=0))
+def test_rollback_keeps_prepared_statements_usable(
+    lend: Callable[..., Lent], adapter: PsycopgAdapter[Any]
+) -> None:
+    lent = lend(PsycopgAdapter(adapter._conninfo, prepare_threshold=0))
     for _ in range(2):
         lent.conn.execute("select 1")
         lent.conn.execute("select 2")
@@ -273,8 +280,7 @@ def test_a_step_that_ran_into_its_limit_leaves_it_closed(
     postgresql: PostgreSQL, lend: Callable[..., Lent]
 ) -> None:
     with FaultProxy(postgresql.address) as proxy:
-        params = {**postgresql.params, "port": proxy.port}
-        lent = lend(PsycopgAdapter(**params))
+        lent = lend(changed(postgresql, port=proxy.port))
         proxy.black_hole()
         began = monotonic()
         with pytest.raises(psycopg.OperationalError, match=r"ROLLBACK: no answer within 0\.3 s"):
@@ -288,7 +294,7 @@ def test_a_large_unsent_statement_does_not_stop_the_close(
     postgresql: PostgreSQL, lend: Callable[..., Lent]
 ) -> None:
     with FaultProxy(postgresql.address) as proxy:
-        lent = lend(PsycopgAdapter(**{**postgresql.params, "port": proxy.port}))
+        lent = lend(changed(postgresql, port=proxy.port))
         proxy.black_hole()
         lent.conn.pgconn.send_query(b"select '" + b"x" * 16_000_000 + b"'")
         assert lent.conn.pgconn.flush() == 1
@@ -433,9 +439,7 @@ def test_a_failed_dial_leaves_nothing_to_the_collector(adapter: PsycopgAdapter[A
 def test_a_dial_that_the_server_refuses(
     guarded: PostgreSQL, what: str, changes: Mapping[str, str], fault: Fault
 ) -> None:
-    adapter: PsycopgAdapter[Any] = PsycopgAdapter(
-        **{**guarded.params_for(user="locked"), "passfile": "/dev/null", **changes}
-    )
+    adapter = changed(guarded, user="locked", passfile="/nowhere", **changes)
     with pytest.raises(psycopg.OperationalError) as caught:
         adapter.connect(LIMIT)
     assert adapter.fault(caught.value, dialling=True) is fault, caught.value
@@ -624,7 +628,7 @@ def test_a_password_is_never_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "conninfo", ["postgresql://me:geheim@[::1/app", "postgresql://me:ge heim@h", "host=h geheim"]
+    "conninfo", ["postgresql://me:geheim@[::1/app", "postgresql://me@h/app?geheim", "host=h geheim"]
 )
 def test_a_string_that_cannot_be_parsed_is_refused_and_not_repeated(conninfo: str) -> None:
     with pytest.raises(PoolMisuse) as caught:

@@ -149,6 +149,11 @@ def lent(lend: Callable[..., Lent]) -> Lent:
     return lend()
 
 
+def changed(server: MariaDB, **changes: Any) -> PyMySQLAdapter[Any]:
+    params: dict[str, Any] = {**server.params, **changes}
+    return PyMySQLAdapter(**params)
+
+
 def run(conn: Any, statement: str) -> list[tuple[Any, ...]]:
     with conn.cursor() as cursor:
         cursor.execute(statement)
@@ -194,7 +199,7 @@ def test_all_connections_of_a_class_get_the_same_subclass(lend: Callable[..., Le
 
 
 def test_a_users_class_keeps_its_methods(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
-    class Loud(Connection):  # type: ignore[type-arg]
+    class Loud(Connection):
         ended = 0
 
         def commit(self) -> None:
@@ -217,7 +222,7 @@ def test_a_users_class_keeps_its_methods(mariadb: MariaDB, lend: Callable[..., L
 
 
 def test_a_class_that_cannot_be_swapped_is_refused(mariadb: MariaDB) -> None:
-    class Frozen(Connection):  # type: ignore[type-arg]
+    class Frozen(Connection):
         def __setattr__(self, name: str, value: object) -> None:
             if name == "__class__":
                 raise TypeError("no")
@@ -232,7 +237,7 @@ def test_a_class_that_cannot_be_swapped_is_refused(mariadb: MariaDB) -> None:
 
 def test_only_pymysqls_connections_are_adopted(adapter: PyMySQLAdapter[Any]) -> None:
     with pytest.raises(PoolMisuse, match=r"builtins\.object"):
-        adapter.adopt(object())  # type: ignore[arg-type] # the point
+        adapter.adopt(object())
 
 
 def test_a_connection_that_was_never_opened_is_broken(adapter: PyMySQLAdapter[Any]) -> None:
@@ -337,12 +342,12 @@ def test_a_statement_of_the_connect_callable_is_not_forgotten(
 def test_an_unread_result_of_the_connect_callable_is_broken(
     mariadb: MariaDB, lend: Callable[..., Lent]
 ) -> None:
-    kept: list[object] = []
+    kept: list[SSCursor] = []
 
     def connect() -> Any:
         conn = pymysql.connect(**mariadb.params)
         kept.append(conn.cursor(SSCursor))
-        kept[0].execute("select seq from seq_1_to_3")  # type: ignore[attr-defined]
+        kept[0].execute("select seq from seq_1_to_3")
         return conn
 
     assert lend(PyMySQLAdapter.around(connect)).verdict() is Verdict.BROKEN
@@ -486,7 +491,7 @@ def test_a_step_keeps_its_limit_to_the_fraction_and_closes(
     mariadb: MariaDB, lend: Callable[..., Lent]
 ) -> None:
     with FaultProxy(mariadb.address) as proxy:
-        lent = lend(PyMySQLAdapter(**{**mariadb.params, "port": proxy.port}))
+        lent = lend(changed(mariadb, port=proxy.port))
         proxy.black_hole()
         began = monotonic()
         with pytest.raises(pymysql.err.OperationalError):
@@ -504,7 +509,7 @@ def test_a_dial_keeps_its_limit_with_its_handshake(mariadb: MariaDB, delay: floa
             proxy.delay(delay)  # each answer comes in time, all together do not
         began = monotonic()
         with pytest.raises(pymysql.err.OperationalError) as caught:
-            PyMySQLAdapter(**{**mariadb.params, "port": proxy.port}).connect(0.3)
+            changed(mariadb, port=proxy.port).connect(0.3)
         assert 0.3 <= monotonic() - began < 1.3
         assert mariadb.password not in str(caught.value)
 
@@ -554,8 +559,8 @@ def test_a_name_without_addresses_cannot_be_dialled(
 
 def test_a_failed_dial_leaves_nothing_to_the_collector(mariadb: MariaDB) -> None:
     bad = [
-        PyMySQLAdapter(**{**mariadb.params, "port": free_port()}),
-        PyMySQLAdapter(**{**mariadb.params, "password": "wrong"}),
+        changed(mariadb, port=free_port()),
+        changed(mariadb, password="wrong"),
     ]
     gc.collect()
     gc.disable()
@@ -642,8 +647,9 @@ def test_a_half_read_result_of_a_closed_connection_fails_and_is_dropped_in_silen
     cursor.execute("select seq, repeat('x', 1000) from seq_1_to_1000")
     cursor.fetchone()
     lent.adapter.close(lent.conn, LIMIT)
-    with pytest.raises(pymysql.err.OperationalError):
-        cursor.fetchall()  # an end of the rows would be a lie
+    # An end of the rows would be a lie.  (PyMySQL before 1.2 looks for its socket first.)
+    with pytest.raises((pymysql.err.OperationalError, AttributeError)):
+        cursor.fetchall()
     del cursor  # what it does then pytest would tell
     gc.collect()
 
@@ -725,7 +731,8 @@ def test_a_write_in_a_read_only_transaction_is_a_demotion(
 
 def test_a_timeout_is_a_complete_driver_error() -> None:
     for kind in (PyMySQLPoolTimeout, PyMySQLPoolUnavailable):
-        assert kind("no connection within 5 s").sqlstate is None
+        error = kind("no connection within 5 s")
+        assert vars(error) == vars(pymysql.err.OperationalError("x"))
     with pytest.raises(pymysql.err.OperationalError):
         raise PyMySQLPoolTimeout("x")
 
@@ -783,7 +790,7 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_repeated(url: str, hint: s
 @pytest.mark.parametrize("name", ["pasword", "defer_connect"])
 def test_a_parameter_that_pymysql_must_not_get_is_refused_at_construction(name: str) -> None:
     with pytest.raises(PoolMisuse, match=name) as caught:
-        PyMySQLAdapter(**{name: SECRET})
+        PyMySQLAdapter(**dict[str, Any]({name: SECRET}))
     assert SECRET not in str(caught.value)
 
 

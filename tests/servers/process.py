@@ -101,14 +101,21 @@ class _Watchdog:
     def start(self) -> None:
         with self._lock:
             if self._process is None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", watchdog.__file__],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    bufsize=0,
-                    start_new_session=True,  # Ctrl-C is for us, it acts on our end only
-                )
+                self._process = self._launch()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", watchdog.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for us, it acts on our end only
+        )
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            if stdout.readline() != watchdog.READY:
+                raise ServerError(f"the watchdog ended with {process.wait()} instead of starting")
+        return process
 
     def tell(self, **message: str | int) -> None:
         with self._lock:

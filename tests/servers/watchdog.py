@@ -12,6 +12,7 @@ directories. Why not signal handlers? They belong to the program that uses this 
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -24,6 +25,7 @@ from typing import TextIO
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 GRACE = 5.0  # seconds for a server to obey its stop signal
+READY = b"ready\n"  # written to standard output, once
 
 
 def has_ended(process: psutil.Process) -> bool:
@@ -116,4 +118,9 @@ if __name__ == "__main__":
     # Its time comes after the others were told to stop, so it must not stop with them.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    os.write(1, READY)
+    # Our starter's standard error would be kept open for those who read it to its end.
+    with Path(os.devnull).open("w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
     watch(sys.stdin)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from .. import Adapter, ConnectionPool
 from ..adapters.sqlite import SQLiteAdapter
-from .embedded import NoServer, running_server
+from .embedded import NoServer, find_programs, running_server
 
 C = TypeVar("C")
 
@@ -28,8 +28,6 @@ class Database(Protocol[C]):
 
     title: str
     """Its name and whereabouts, for the headline."""
-    connect_errors: tuple[type[Exception], ...]
-    """What the driver raises when it gives no connection, or a statement fails."""
     kills_sessions: bool
     """Whether `strike` terminates sessions; else it only has them replaced."""
 
@@ -59,7 +57,6 @@ class SQLite:
     """A temporary file: nothing to install, no server, and so no session to kill."""
 
     kills_sessions = False
-    connect_errors = (sqlite3.Error,)
 
     def __init__(self, directory: str) -> None:
         self.title = f"SQLite {sqlite3.sqlite_version}, a temporary file"
@@ -113,8 +110,10 @@ def choose(driver: str, stack: ExitStack, note: Callable[[str], None]) -> Databa
         try:
             from .postgresql import PostgreSQL
 
+            programs = find_programs()
             note("Starting a private PostgreSQL ...")
-            return stack.enter_context(PostgreSQL.on(stack.enter_context(running_server(MAX_CONNECTIONS))))
+            server = stack.enter_context(running_server(programs, MAX_CONNECTIONS))
+            return stack.enter_context(PostgreSQL.on(server))
         except (NoServer, ImportError) as exc:
             reason = _reason(exc)
             if driver == "postgresql":

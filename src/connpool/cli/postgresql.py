@@ -23,7 +23,6 @@ class PostgreSQL:
     """A database on a private server, seen by an ordinary role, and by the superuser who strikes."""
 
     kills_sessions = True
-    connect_errors = (psycopg.Error,)
 
     def __init__(self, server: Server, admin: Connection) -> None:
         number = admin.info.server_version
@@ -76,6 +75,7 @@ class PostgreSQL:
 
     def strike(self, pool: ConnectionPool[Connection]) -> frozenset[int]:  # noqa: ARG002 -- behind its back
         """Terminate every session of the ordinary role."""
+        # Materialized, because the planner would else be free to terminate first and ask later whose.
         rows = self._admin.execute(
             "with ours as materialized (select pid from pg_stat_activity where usename = 'app')"
             " select pid from ours where pg_terminate_backend(pid)"

@@ -186,16 +186,17 @@ def locked(
     @wraps(transition)
     def under_lock(core: Core[C], /, *args: P.args, **kwargs: P.kwargs) -> R:
         lock = core.lock
+        owned: bool = lock._is_owned()  # type: ignore[attr-defined] # in every RLock, missing in typeshed
         try:
             with lock:
                 if core.lost:
                     core._reclaim()
                 result = transition(core, *args, **kwargs)
         except BaseException:
-            if lock._is_owned():  # type: ignore[attr-defined] # in every RLock, missing in typeshed
+            if not owned and lock._is_owned():  # type: ignore[attr-defined] # as above
                 lock.release()
             raise
-        if core.again and not core.inside():
+        if core.again and not owned:
             core.again = False
             core.rematch(None)
         return result
@@ -237,7 +238,7 @@ class Core(Generic[C]):
 
     def inside(self) -> bool:
         """Tell whether this thread is in a transition already: only a finalizer can ask and hear yes."""
-        owned: bool = self.lock._is_owned()  # type: ignore[attr-defined] # see locked()
+        owned: bool = self.lock._is_owned()  # type: ignore[attr-defined] # see locked
         return owned
 
     # -- waiting -------------------------------------------------------------------------------------
@@ -253,7 +254,8 @@ class Core(Generic[C]):
             self._fold_waits()
         if waiter.ticket is None:
             bound = self.options.max_waiting
-            if bound is not None and len(waiters) >= bound and not self.idle:
+            room = max(0, self.max_size - self.available())  # they wait for a dial, not for each other
+            if bound is not None and len(waiters) >= bound + room and not self.idle:
                 self.totals.overloads += 1
                 waiter.outcome = Refusal.OVERLOADED
                 return waiter.outcome
@@ -369,6 +371,7 @@ class Core(Generic[C]):
 
     def _close_slot(self, slot: Slot, reason: Reason) -> None:
         """Turn a slot into work for `next_to_close`.  Lock held."""
+        slot.until = inf  # of the dial, if it was one; `next_to_close` sets the grace
         self.debris.append(slot)
         self.closing[slot] = None
         self.opening.pop(slot, None)
@@ -656,7 +659,7 @@ class Core(Generic[C]):
 
     @locked
     def resize(self, max_size: int, min_idle: int) -> None:
-        """Change the bounds; what exceeds them leaves, dials first, then idle ones, then those in use."""
+        """Change the bounds; what exceeds them leaves, idle ones first, then dials, then those in use."""
         self.max_size = max_size
         self.min_idle = min_idle
         surplus = len(self.slots) - len(self.closing) - max_size

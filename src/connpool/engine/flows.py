@@ -147,6 +147,10 @@ class Flows(Generic[C]):
                     return entry
                 core.retire(entry, reason)
                 entry = None
+                if core.owes():
+                    yield from self.follow_up()
+                if deadline is not None and self._clock() >= deadline:
+                    self._refuse(core.leave(waiter, timed_out=True), self._clock() - began, timeout)
                 waiter = self._again(waiter)
         except BaseException:
             self._give_up(waiter, entry)
@@ -210,8 +214,9 @@ class Flows(Generic[C]):
         try:
             if not adapter.alive(entry.conn):
                 return Reason.DEAD
-            if options.ping_after is not None and idle >= options.ping_after:
-                left = None if deadline is None else max(0.0, deadline - now)
+            left = None if deadline is None else deadline - now
+            # With no time left the probe has to do: to fail beside an idle connection would help nobody.
+            if options.ping_after is not None and idle >= options.ping_after and (left is None or left > 0):
                 limit = upkeep.step_limit(left, options.reset_timeout)
                 yield Call(Step.PING, adapter.ping, entry.conn, limit)
         except Exception:
@@ -230,9 +235,9 @@ class Flows(Generic[C]):
         core, adapter = self.core, self._adapter()
         if entry.doomed is Reason.DETACHED:
             return
+        held = self._clock() - entry.lent_at
         failure: Exception | None = None
         try:
-            entry.holds.append(self._clock() - entry.lent_at)
             verdict = adapter.verdict(entry.conn, entry.baseline)
             if ending == "commit" and error is None and verdict in _OPEN:
                 try:
@@ -243,8 +248,13 @@ class Flows(Generic[C]):
                     verdict = adapter.verdict(entry.conn, entry.baseline)
             reason = yield from self._reset(entry, adapter, verdict)
         except BaseException:
+            entry.holds.append(held)
             core.retire(entry, Reason.BROKEN)
             raise
+        entry.holds.append(held)  # it counts as released from here on, no sooner
+        if reason is None and len(entry.holds) >= entry.batch:
+            core.fold(entry)
+            reason = entry.doomed
         if reason is None:
             core.give(entry)
         else:
@@ -287,8 +297,6 @@ class Flows(Generic[C]):
             verdict = self._settled(entry, adapter)
         if verdict != Verdict.CLEAN:
             return Reason.BROKEN
-        if len(entry.holds) >= entry.batch:
-            self.core.fold(entry)
         now = self._clock()
         if entry.doomed:
             return entry.doomed
@@ -297,11 +305,11 @@ class Flows(Generic[C]):
         self._rest(entry, now)
         return None
 
-    def _rest(self, entry: Entry[C], now: float) -> None:
-        """Note that an entry is idle from *now* on."""
+    def _rest(self, entry: Entry[C], now: float, at_least: float = 0.0) -> None:
+        """Note that an entry is idle from *now* on, and for how long it needs no closer look."""
         probe_after = self.core.options.probe_after
         entry.idle_since = now
-        entry.check_at = entry.expires if probe_after is None else min(now + probe_after, entry.expires)
+        entry.check_at = upkeep.look_at(now, entry.expires, probe_after, at_least)
 
     def _settled(self, entry: Entry[C], adapter: Adapter[C]) -> Verdict:
         """Return the verdict after a COMMIT or ROLLBACK that the server has confirmed.
@@ -367,7 +375,7 @@ class Flows(Generic[C]):
                 yield from self._prepare(entry, adapter, core.options.on_connect)
             now = self._clock()
             entry.expires = upkeep.expiry(now, core.options.max_lifetime, self._chance())
-            self._rest(entry, now)
+            self._rest(entry, now, at_least=upkeep.NEWBORN)
             core.opened(entry, now - began)
         except BaseException as exc:
             core.dial_failed(entry, exc, fatal=self._is_fatal(exc), now=self._clock(), chance=self._chance())
@@ -395,13 +403,20 @@ class Flows(Generic[C]):
             try:
                 yield Call(Step.CLOSE, adapter.close, conn, upkeep.CLOSE_GRACE)
             except BaseException as exc:
-                adapter.abort(conn)  # type: ignore[arg-type] # a slot holds what connect returned
+                self._abort(conn)
                 if not isinstance(exc, Exception):
                     self.core.freed(slot)
                     raise
         del conn
         self.core.freed(slot)
         yield from self._dial(self._plan())
+
+    def _abort(self, conn: Any) -> None:
+        """Close a connection that would not be closed politely."""
+        try:
+            self._adapter().abort(conn)
+        except Exception:
+            pass  # all that can be done is done: its socket goes with it
 
     # -- the adapter ---------------------------------------------------------------------------------
 
@@ -436,6 +451,7 @@ class Flows(Generic[C]):
     def ready(self, deadline: float | None, timeout: float | None) -> Flow[None]:
         """Open `min_idle` connections, but at least one, and wait until they are there."""
         core = self.core
+        began = self._clock()
         wanted = max(1, core.min_idle)
         watcher = Watcher(lambda: core.closed or core.available() >= wanted, self._waiter(), wanted)
         yield from self._until(watcher, deadline)
@@ -449,7 +465,7 @@ class Flows(Generic[C]):
         error = outcome if isinstance(outcome, BaseException) else core.last_error
         raise self._error(
             PoolUnavailable,
-            f"not ready {_within(timeout)}: {core.available()} of {wanted} connections{_because(error)}",
+            f"not ready {_within(timeout, self._clock() - began)}: {core.available()} of {wanted} connections{_because(error)}",
         ) from error
 
     def close(self, deadline: float | None) -> Flow[None]:
@@ -515,11 +531,11 @@ class Flows(Generic[C]):
 _OPEN = (Verdict.DIRTY, Verdict.FAILED)
 
 
-def _within(timeout: float | None, waited: float | None = None) -> str:
+def _within(timeout: float | None, waited: float) -> str:
+    """Say how long was waited: what was asked for, unless something ended it sooner."""
     if timeout == 0:
         return "at once"
-    limit = waited if timeout is None or (waited is not None and waited < 0.9 * timeout) else timeout
-    return "in time" if limit is None else f"within {limit:.3g} s"
+    return f"within {waited if timeout is None or waited < 0.9 * timeout else timeout:.3g} s"
 
 
 def _because(error: BaseException | None) -> str:

@@ -32,6 +32,9 @@ A server usually ends its session within a round trip; one that does not must no
 DIAL_GRACE = 1.0
 """Seconds beyond `connect_timeout` before the dial of a bounded adapter is given up all the same."""
 
+NEWBORN = 0.5
+"""Seconds for which a new connection is not looked at, whatever the options: its handshake was a look."""
+
 LIFETIME_JITTER = 0.1
 """The share of `max_lifetime` that chance may take away, so that connections do not expire together."""
 
@@ -63,6 +66,11 @@ def dial_until(now: float, connect_timeout: float | None, *, bounded: bool) -> f
     if connect_timeout is None:
         return inf
     return now + connect_timeout + (DIAL_GRACE if bounded else 0.0)
+
+
+def look_at(now: float, expires: float, probe_after: float | None, at_least: float) -> float:
+    """Return the instant from which an entry idle since *now* must be looked at before it is lent."""
+    return expires if probe_after is None else min(expires, now + max(probe_after, at_least))
 
 
 def step_limit(left: float | None, timeout: float | None) -> float | None:

@@ -1,0 +1,192 @@
+"""Run benchmarks, or make a report of a results file."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import environment, report
+from .figures import Plan
+from .peers import FLOOR, OURS, PEERS, PyPIConnpool
+
+NAMES = ("cycle", "contended", "handoff", "spike", "fairness")
+RESULTS = Path(__file__).with_name("results")
+LIMIT = 120.0  # seconds; a contender that takes longer for one measurement hangs
+
+
+class Contender:
+    """A worker process and what it said."""
+
+    def __init__(self, name: str, python: Path, variables: dict[str, str]) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [python, "-P", "-m", "benchmarks.worker"],
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        answer = self._ask(do="hello", peer=name)
+        self.missing: str | None = answer.get("missing") or answer.get("error")
+        self.version: str | None = answer.get("version")
+
+    def measure(self, benchmark: str, dsn: str, case: dict[str, Any]) -> dict[str, Any]:
+        return self._ask(do="run", benchmark=benchmark, dsn=dsn, case=case)
+
+    def _ask(self, **command: Any) -> dict[str, Any]:
+        process = self._process
+        assert process.stdin, "made with pipes"
+        assert process.stdout, "made with pipes"
+        watchdog = threading.Timer(LIMIT, process.kill)
+        watchdog.start()
+        try:
+            process.stdin.write(json.dumps(command) + "\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            return answer
+        except (OSError, ValueError):
+            return {"error": "the worker has died, or was killed because it hung"}
+        finally:
+            watchdog.cancel()
+
+    def close(self) -> None:
+        """End the worker: its input ends."""
+        with contextlib.suppress(OSError):
+            self._process.communicate(timeout=10)
+        self._process.kill()
+
+
+def contenders(wanted: list[str], *, download: bool) -> Iterator[Contender | tuple[str, str]]:
+    """Start the contenders, or say why one cannot take part."""
+    for name in wanted:
+        python, variables = Path(sys.executable), environment.here()
+        if name == PyPIConnpool.name:
+            found = environment.pypi_python(make=download)
+            if isinstance(found, str):
+                yield name, found
+                continue
+            python, variables = found, environment.alone()
+        contender = Contender(name, python, variables)
+        if contender.missing:
+            contender.close()
+            yield name, contender.missing
+        else:
+            yield contender
+
+
+def rounds(plan: Plan, benchmark: str, dsn: str, field: list[Contender]) -> dict[str, Any]:
+    """Measure one case: in every round each contender once, and each round begins with another one."""
+    measured = []
+    for number in range(plan.rounds):
+        turn = number % len(field)
+        order = field[turn:] + field[:turn]
+        measured.append({peer.name: peer.measure(benchmark, dsn, plan.case) for peer in order})
+    return {"case": plan.case, "order": [peer.name for peer in field], "rounds": measured}
+
+
+def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, command: str) -> dict[str, Any]:
+    sys.path.insert(0, str(environment.ROOT / "tests"))
+    from servers import PostgreSQL
+
+    results: dict[str, Any] = {
+        "format": 1,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "quick": quick,
+        "machine": environment.machine(),
+        "software": environment.software(),
+        "load_before": environment.load(),
+        "contenders": {},
+        "benchmarks": {},
+    }
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(PostgreSQL())
+        [[server_version]] = server.execute("show server_version")
+        results["software"]["PostgreSQL"] = server_version
+        field = []
+        for found in contenders(wanted, download=download):
+            if isinstance(found, Contender):
+                stack.callback(found.close)
+                field.append(found)
+                peer = PEERS[found.name]
+                entry = {
+                    "version": found.version,
+                    "configuration": peer.configuration,
+                    "empty": peer.empty,
+                }
+                results["contenders"][found.name] = entry
+            else:
+                results["contenders"][found[0]] = {"missing": found[1]}
+        if not any(contender.name == OURS for contender in field):
+            raise SystemExit(f"{OURS} does not run: {results['contenders'].get(OURS, 'not asked for')}")
+        for name in names:
+            module = importlib.import_module(f".{name}", __package__)
+            taking_part = [c for c in field if module.WITH_FLOOR or c.name != FLOOR]
+            cases = []
+            for plan in module.plans(quick=quick):
+                what = ", ".join(f"{key}={value}" for key, value in plan.case.items())
+                print(f"{name}: {what}", file=sys.stderr, flush=True)
+                cases.append(rounds(plan, name, server.dsn, taking_part))
+            results["benchmarks"][name] = cases
+    results["load_after"] = environment.load()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"what to run, of {', '.join(NAMES)} (default: all); or: report RESULTS.json, docs RESULTS.json",
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute at most; figures are rough")
+    parser.add_argument(
+        "--contenders", help=f"who takes part, separated by commas (default: {','.join(PEERS)})"
+    )
+    parser.add_argument(
+        "--no-download", action="store_true", help="leave out the contender that needs an environment of its own"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the results file (default: results/DATE.json, none if quick)"
+    )
+    options = parser.parse_args()
+    if options.names and options.names[0] in ("report", "docs"):
+        if len(options.names) != 2:
+            parser.error(f"{options.names[0]} needs one results file")
+        results = json.loads(Path(options.names[1]).read_text())
+        if options.names[0] == "docs":
+            report.update_docs(results)
+        else:
+            print(report.markdown(results))
+        return
+    wanted = options.contenders.split(",") if options.contenders else list(PEERS)
+    if unknown := [name for name in options.names if name not in NAMES] + [w for w in wanted if w not in PEERS]:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    results = run(
+        options.names or list(NAMES),
+        wanted,
+        quick=options.quick,
+        download=not options.no_download,
+        command=" ".join(["python -m benchmarks", *options.names, *(["--quick"] if options.quick else [])]),
+    )
+    output = options.output
+    if output is None and not options.quick:
+        output = RESULTS / f"{results['date'][:10]}.json"
+    if output is not None:
+        output.parent.mkdir(exist_ok=True)
+        output.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"written: {output.name}", file=sys.stderr)
+    print(report.markdown(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""One thread, nobody else: `with pool.connection(): pass`, over and over.
+
+In short turns with the floor, in the same process, so that a noisy moment meets both.
+"""
+
+import time
+from itertools import repeat
+from statistics import median
+from typing import Any
+
+from .drivers import RealDriver
+from .figures import Case, Demand, Plan, Table, find, names, ratio, series, spread, times
+from .peers import OURS, Floor, Peer, fill
+
+TITLE = "cycle: one thread, empty block"
+WITH_FLOOR = True
+SIZE = 4
+TURN = 0.002  # seconds
+
+
+def plans(*, quick: bool) -> list[Plan]:
+    return [Plan({"turns": 30 if quick else 150}, rounds=3 if quick else 7)]
+
+
+def measure(peer: type[Peer], dsn: str, turns: int) -> dict[str, Any]:
+    driver = RealDriver(dsn)
+    pool, floor = peer(driver, SIZE), Floor(driver, SIZE)
+    try:
+        fill(pool, SIZE)
+        spin(pool, 2000)
+        spin(floor, 2000)
+        cycles, floor_cycles = int(TURN / spin(pool, 2000)), int(TURN / spin(floor, 2000))
+        mine, least = [], []
+        for _ in range(turns):
+            least.append(spin(floor, floor_cycles))
+            mine.append(spin(pool, cycles))
+        return {
+            "ns": round(median(mine) * 1e9, 1),
+            "floor_ns": round(median(least) * 1e9, 1),
+            "to_floor": round(median(m / f for m, f in zip(mine, least, strict=True)), 4),
+        }
+    finally:
+        pool.close()
+        floor.close()
+
+
+def spin(pool: Peer, cycles: int) -> float:
+    """Return the seconds of one cycle."""
+    lease = pool.lease
+    began = time.perf_counter()
+    for _ in repeat(None, cycles):
+        with lease():
+            pass
+    return (time.perf_counter() - began) / cycles
+
+
+def tables(cases: list[Case]) -> list[Table]:
+    case = cases[0]
+    rows = [
+        [
+            name,
+            spread(series(case, name, "ns"), lambda ns: f"{ns / 1000:.2f}"),
+            times(ratio(case, name, OURS, "ns")),
+            spread(series(case, name, "to_floor"), lambda x: f"{x:.2f}"),
+        ]
+        for name in names(case)
+    ]
+    return [
+        Table(TITLE, ["", "µs per cycle, median (min to max)", "times connpool's", "times the floor"], rows)
+    ]
+
+
+def demands(cases: list[Case]) -> list[Demand]:
+    case = find(cases)
+    if case is None:
+        return []
+    limits = {"psycopg_pool": 0.25, "SQLAlchemy": 0.25, "DBUtils": 0.5}
+    kept = [
+        Demand(f"time of a cycle, of {name}'s", ratio(case, OURS, name, "ns"), limit, at_most=True)
+        for name, limit in limits.items()
+    ]
+    to_floor = series(case, OURS, "to_floor")
+    kept.append(
+        Demand("time of a cycle, times the floor", median(to_floor) if to_floor else None, 2.5, at_most=True)
+    )
+    return kept
+
+

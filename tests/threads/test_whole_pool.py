@@ -1,0 +1,280 @@
+"""The pool as a whole: upkeep, bounds, eviction, readiness, threads, and what is left after it."""
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import connpool
+import pytest
+from connpool import ConnectionPool, PoolClosed, PoolUnavailable
+from connpool.testing import FakeAdapter, FakeConnection, FakeOperationalError, FakeServer
+from servers import wait_until
+
+from threads.crowd import Crowd
+
+
+@pytest.fixture
+def server():
+    return FakeServer()
+
+
+def open_connections(pool: ConnectionPool[FakeConnection], number: int) -> list[FakeConnection]:
+    conns = [pool.acquire() for _ in range(number)]
+    for conn in reversed(conns):
+        pool.release(conn)
+    return conns
+
+
+def pool_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("connpool")]
+
+
+# -- upkeep ----------------------------------------------------------------------------------------------
+
+
+def test_idle_connections_are_closed_in_time_down_to_min_idle(server):
+    with ConnectionPool(FakeAdapter(server), max_size=4, min_idle=1, idle_timeout=0.1) as pool:
+        open_connections(pool, 4)
+        assert wait_until(lambda: pool.stats().size == 1, 5.0)
+        assert pool.stats().discards["idle"] == 3
+
+
+def test_an_expired_idle_connection_is_replaced_where_min_idle_wants_one(server):
+    with ConnectionPool(FakeAdapter(server), min_idle=1, max_lifetime=0.1) as pool:
+        pool.wait_ready(5.0)
+        first = next(iter(server.sessions)).number
+        assert wait_until(lambda: server.sessions and min(c.number for c in server.sessions) > first, 5.0)
+        assert pool.stats().discards["lifetime"] >= 1
+
+
+def test_min_idle_is_restored_after_a_mass_kill_without_a_caller(server):
+    with ConnectionPool(FakeAdapter(server), min_idle=3, max_lifetime=0.2) as pool:
+        pool.wait_ready(5.0)
+        server.down()
+        assert wait_until(lambda: pool.stats().size == 0, 5.0)
+        server.up()
+        assert wait_until(lambda: pool.stats().idle == 3, 10.0)
+
+
+# -- bounds ----------------------------------------------------------------------------------------------
+
+
+def test_a_smaller_pool_lets_borrowers_finish(server):
+    with ConnectionPool(FakeAdapter(server), max_size=3) as pool:
+        conns = [pool.acquire() for _ in range(3)]
+        pool.resize(max_size=1)
+        assert not any(conn.closed for conn in conns)
+        for conn in conns:
+            pool.release(conn)
+        assert wait_until(lambda: pool.stats().size == 1, 5.0)
+        assert pool.stats().discards["surplus"] == 2
+
+
+def test_a_larger_pool_serves_those_who_wait(server):
+    with ConnectionPool(FakeAdapter(server), max_size=1) as pool:
+        conn = pool.acquire()
+        with Crowd() as crowd:
+            crowd.start(lambda: pool.release(pool.acquire()))
+            assert wait_until(lambda: pool.stats().waiting == 1, 5.0)
+            pool.resize(max_size=2)
+        pool.release(conn)
+
+
+@pytest.mark.parametrize("bounds", [{"max_size": 0}, {"min_idle": -1}, {"min_idle": 11}])
+def test_impossible_bounds_change_nothing(server, bounds):
+    with ConnectionPool(FakeAdapter(server)) as pool:
+        with pytest.raises(ValueError, match="m(ax_size|in_idle)="):
+            pool.resize(**bounds)
+        assert pool.stats().max_size == 10
+
+
+# -- eviction --------------------------------------------------------------------------------------------
+
+
+def test_eviction_replaces_idle_connections_now_and_lent_ones_when_they_come_back(server):
+    with ConnectionPool(FakeAdapter(server), max_size=2) as pool:
+        idle, lent = pool.acquire(), pool.acquire()
+        pool.release(idle)
+        pool.evict()
+        assert wait_until(lambda: idle.closed, 5.0)
+        assert not lent.closed
+        pool.release(lent)
+        assert wait_until(lambda: lent.closed, 5.0)
+        with pool.connection() as conn:
+            assert conn not in (idle, lent)
+
+
+def test_a_dial_begun_before_the_eviction_does_not_survive_it(server):
+    dialled, go = threading.Event(), threading.Event()
+
+    class Slow(FakeAdapter):
+        def connect(self, limit):
+            conn = super().connect(limit)
+            if not dialled.is_set():
+                dialled.set()
+                assert go.wait(20.0)
+            return conn
+
+    with ConnectionPool(Slow(server)) as pool, Crowd() as crowd:
+        numbers: list[int] = []
+
+        def borrow() -> None:
+            with pool.connection() as conn:
+                numbers.append(conn.number)
+
+        crowd.start(borrow)
+        assert dialled.wait(5.0)
+        old = next(iter(server.sessions)).number
+        pool.evict()
+        go.set()
+        crowd.join()
+        assert numbers != [old]
+
+
+# -- readiness -------------------------------------------------------------------------------------------
+
+
+def test_ready_means_min_idle_connections(server):
+    with ConnectionPool(FakeAdapter(server), min_idle=3) as pool:
+        pool.wait_ready(5.0)
+        assert pool.stats().idle == 3
+
+
+def test_ready_without_min_idle_means_one_connection(server):
+    with ConnectionPool(FakeAdapter(server)) as pool:
+        pool.wait_ready(5.0)
+        assert pool.stats().idle == 1
+        pool.wait_ready(0)
+
+
+def test_waiting_for_a_server_that_is_starting_outlives_refused_dials(server):
+    server.down()
+    with ConnectionPool(FakeAdapter(server)) as pool, Crowd() as crowd:
+        crowd.start(pool.wait_ready, 20.0)
+        assert wait_until(lambda: pool.stats().dial_failures >= 2, 5.0)
+        server.up()
+
+
+def test_not_ready_says_why(server):
+    server.down()
+    with ConnectionPool(FakeAdapter(server), name="app") as pool:
+        with pytest.raises(PoolUnavailable) as caught:
+            pool.wait_ready(0.05)
+    assert str(caught.value) == (
+        "not ready within 0.05 s: 0 of 1 connections; "
+        "last connect error: FakeOperationalError: connection refused (pool 'app')"
+    )
+
+
+def test_wrong_credentials_are_not_waited_for(server):
+    server.down(FakeOperationalError("password authentication failed"))
+    with ConnectionPool(FakeAdapter(server)) as pool, pytest.raises(PoolUnavailable, match="password"):
+        pool.wait_ready(None)
+
+
+def test_a_closed_pool_is_never_ready(server):
+    pool = ConnectionPool(FakeAdapter(server))
+    pool.close()
+    with pytest.raises(PoolClosed):
+        pool.wait_ready(1.0)
+
+
+# -- threads and leftovers -------------------------------------------------------------------------------
+
+
+def test_construction_opens_nothing_and_starts_nothing(server):
+    before = pool_threads()
+    pool = ConnectionPool(FakeAdapter(server), min_idle=2)
+    assert server.connects == 0
+    assert pool_threads() == before
+    pool.close()
+    assert server.connects == 0
+
+
+def test_five_hundred_idle_pools_share_one_thread_and_leave_none(server):
+    pools = []
+    for _ in range(500):
+        pool = ConnectionPool(FakeAdapter(server), max_size=2)
+        with pool.connection():
+            pass
+        pools.append(pool)
+    assert wait_until(lambda: pool_threads() == ["connpool-housekeeper"], 5.0), pool_threads()
+    for pool in pools:
+        pool.close()
+    assert wait_until(lambda: not pool_threads(), 5.0), pool_threads()
+
+
+def test_a_pool_that_nobody_has_any_more_closes_its_idle_connections(server):
+    pool = ConnectionPool(FakeAdapter(server))
+    (conn,) = open_connections(pool, 1)
+    reference = weakref.ref(pool)
+    del pool
+    assert wait_until(lambda: gc.collect() is not None and reference() is None, 5.0)
+    assert wait_until(lambda: conn.closed, 5.0)
+
+
+def test_a_lease_keeps_its_pool_alive(server):
+    with ConnectionPool(FakeAdapter(server)).connection() as conn:
+        gc.collect()
+        conn.execute("write")
+    assert server.statements == ["write", "commit"]
+
+
+def test_a_generator_closed_by_the_collector_inside_our_lock_hangs_nobody(server):
+    with ConnectionPool(FakeAdapter(server), max_size=2) as pool:
+
+        def rows():
+            with pool.connection() as conn:
+                conn.execute("select")
+                yield conn
+
+        for dirty in (False, True):  # a clean one takes the warm path; a dirty one must not do I/O there
+            generator = rows()
+            conn = next(generator)
+            conn.in_transaction = dirty
+            with pool._core.lock:
+                generator.close()
+            for conn in [pool.acquire(timeout=5.0) for _ in range(2)]:
+                pool.release(conn)
+        assert server.statements == ["select", "select"]
+
+
+def test_a_pool_used_inside_its_own_lock_is_named(server):
+    with ConnectionPool(FakeAdapter(server)) as pool, pool._core.lock:
+        with pytest.raises(connpool.PoolMisuse, match="do not use a pool in __del__"):
+            pool.acquire()
+
+
+def test_a_process_that_ends_without_closing_its_pool_says_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sqlite3, connpool\n"
+        "pool = connpool.create_pool('sqlite://')\n"
+        "with pool.connection() as conn:\n"
+        "    conn.execute('select 1')\n"
+    )
+    source = Path(connpool.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", script],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_constructors_signature_and_the_options_agree():
+    import dataclasses
+    import inspect
+
+    parameters = inspect.signature(ConnectionPool).parameters
+    for option in dataclasses.fields(connpool.PoolOptions):
+        parameter = parameters[option.name]
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default == option.default
+    assert len(parameters) == len(dataclasses.fields(connpool.PoolOptions)) + 1
