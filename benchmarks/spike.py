@@ -44,7 +44,9 @@ def measure(peer: type[Peer], dsn: str, kind: str, after: float) -> dict[str, An
         before = driver.size()
         began, waits, served = (burst if kind == "burst" else sustained)(pool, after)
         ended = time.perf_counter()
-        steps = growth(driver, began, ended)
+        if kind == "burst":
+            time.sleep(after)
+        steps = growth(driver, began, time.perf_counter())
         measured: dict[str, Any] = {
             "idle_before": before,
             "served": served,
@@ -56,7 +58,6 @@ def measure(peer: type[Peer], dsn: str, kind: str, after: float) -> dict[str, An
         if kind == "burst":
             measured["makespan_ms"] = round((max(got for _, got in waits) - began + BURST) * 1e3, 2)
             measured["overtaken"] = overtaken(waits)
-            time.sleep(after)
             measured["size_after"] = driver.size()
         else:
             enough = driver.reached(ENOUGH)

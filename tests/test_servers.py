@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import textwrap
@@ -559,11 +560,13 @@ def test_server_started_by_a_thread_outlives_the_thread() -> None:
 
 def test_every_kind_is_printed_until_ctrl_c() -> None:
     command = [sys.executable, "-W", "error", "-m", "servers"]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as shown:
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as shown:
         assert shown.stdout is not None
         try:
             lines = list(itertools.takewhile(lambda line: "Ctrl-C" not in line, shown.stdout))
-            shown.send_signal(signal.SIGINT)
+            os.killpg(shown.pid, signal.SIGINT)  # to all in the foreground, as a terminal does
             assert shown.wait(20) == 0
         finally:
             shown.kill()
@@ -691,12 +694,16 @@ def test_proxy_passes_a_half_close_and_then_the_end(dial: Dial, proxy: FaultProx
     wait_until(lambda: proxy.open_connections == 0)
 
 
-def test_proxy_passes_a_reset(dial: Dial, echo: Echo, proxy: FaultProxy) -> None:
-    client = dial()
-    assert receive(client, 1) == b"A"
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    client.close()
-    wait_until(lambda: (echo.open, proxy.open_connections) == (0, 0))
+def test_proxy_passes_a_reset(fault_proxy: Proxies) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as upstream:
+        proxy = fault_proxy(upstream.getsockname())
+        with socket.create_connection(proxy.address, timeout=10) as client:
+            served, _ = upstream.accept()
+            served.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            served.close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert proxy.open_connections == 0
 
 
 def test_black_hole_stalls_an_old_connection_which_then_goes_on(
@@ -752,6 +759,7 @@ def test_fin_stays_a_fin_with_unread_bytes(dial: Dial, proxy: FaultProxy) -> Non
     client.sendall(b"unread by the proxy")
     proxy.send_fin()
     assert client.recv(1) == b""
+    assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 def test_rst_resets_old_connections(dial: Dial, echo: Echo, proxy: FaultProxy) -> None:
@@ -829,8 +837,10 @@ def test_proxy_without_an_upstream_ends_its_clients(fault_proxy: Proxies) -> Non
     assert (proxy.accepted, proxy.open_connections) == (1, 0)
 
 
-def test_no_byte_is_lost_or_swapped_while_behaviours_change(dial: Dial, proxy: FaultProxy) -> None:
-    client = dial()
+def test_no_byte_is_lost_or_swapped_while_behaviours_change(proxy: FaultProxy) -> None:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # slower than the proxy
+    client.connect(proxy.address)
     sent = b"A" + bytes(range(251)) * 40_000  # 10 MB, more than all buffers on the way
     received = bytearray()
 
@@ -853,6 +863,7 @@ def test_no_byte_is_lost_or_swapped_while_behaviours_change(dial: Dial, proxy: F
         proxy.pass_through()
         threads[0].join(0.01)
     threads[1].join()
+    client.close()
     assert received == sent
 
 

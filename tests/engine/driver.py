@@ -10,6 +10,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Generic, TypeVar
 
+from connpool.adapter import Verdict
 from connpool.engine.core import Core, Entry, Refusal, Waiter
 from connpool.engine.flows import Call, Ending, Flow, Flows, Operation, Park, Start, Step, Watch
 from connpool.options import PoolOptions
@@ -334,6 +335,7 @@ class World:
     def settle(self) -> None:
         """Bring everything to rest, then prove that every place is usable and that nobody is left over."""
         core = self.core
+        self._strike = None
         self.server.up()
         self._end_all()
         self.now += 100.0  # past every pause and grace
@@ -348,7 +350,7 @@ class World:
             for hand in hands:
                 hand.run()
                 self.work()
-            assert all(hand.result for hand in hands), "a place was lost"
+            assert all(hand.run().result for hand in hands), "a place was lost"
             assert_lawful(core, in_use=core.max_size)
         self._end_all()
         known = {entry.conn for entry in core.idle}
@@ -381,3 +383,26 @@ STRIKES: dict[str, Callable[[], BaseException]] = {
     "closed": GeneratorExit,
 }
 """What can end a flow at any of its operations, by name."""
+
+
+class AroundAdapter(FakeAdapter):
+    """The fake driver's adapter, made from a callable: what a plain callable turns out to need."""
+
+    bounded = False
+
+    def __init__(self, connect: Callable[[], FakeConnection]) -> None:
+        super().__init__(FakeServer())
+        self.dial = connect
+
+    @classmethod
+    def around(cls, connect: Callable[[], FakeConnection]) -> AroundAdapter:
+        return cls(connect)
+
+
+class BlindAdapter(FakeAdapter):
+    """An adapter that cannot see transactions: DIRTY is all it says of an open connection."""
+
+    sees_transactions = False
+
+    def verdict(self, conn: FakeConnection, baseline: object) -> Verdict:
+        return Verdict.BROKEN if conn.closed or conn.busy else Verdict.DIRTY

@@ -113,9 +113,7 @@ def pooled(server: MariaDB, *, autocommit: bool) -> Iterator[Pooled]:
 
 def strike(thread: threading.Thread) -> None:
     assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt)
-    )
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt))
 
 
 @pytest.fixture

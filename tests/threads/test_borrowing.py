@@ -59,7 +59,10 @@ def test_a_block_that_raises_is_rolled_back_and_raises_what_it_raised(pool, serv
 
 
 def test_a_failed_transaction_whose_error_was_swallowed_is_named_not_committed(pool, server):
-    with pytest.raises(PoolMisuse, match="failed and was rolled back.*caught inside it"), pool.connection() as conn:
+    with (
+        pytest.raises(PoolMisuse, match="failed and was rolled back.*caught inside it"),
+        pool.connection() as conn,
+    ):
         with pytest.raises(FakeError):
             conn.execute("fail")
     assert server.statements == ["fail", "rollback"]

@@ -13,8 +13,12 @@ from .databases import Unavailable, choose
 from .demo import Plan, run
 from .view import make_view
 
-# Local variables in a traceback would show the private server's password, and fill the screen.
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # its boxes break paragraphs at the ends of our source lines
+    pretty_exceptions_enable=False,  # they show local variables, passwords among them
+)
 
 
 class Driver(StrEnum):

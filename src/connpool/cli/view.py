@@ -123,9 +123,8 @@ class Outcome:
         pooled, single = self.pooled, self.single
         fair = f"no thread was served more than {_ratio(pooled.least, pooled.most)} times as often as another"
         if blow is None or not blow.kills_sessions:
-            opened = _duration(single.figures.wait.percentile(50))
-            why = f"a file is opened in {opened}: what a pool saves, a server shows"
-            return f"The promise held: {cost}, and {fair} ({why})."
+            # A file is opened in no time: the comparison would mislead.
+            return f"The promise held: {cost}, and {fair}; what a pool saves shows on a server."
         if not single.rate:
             return f"The promise held: {cost}, and {fair}."
         return (
@@ -445,7 +444,7 @@ def _duration(seconds: float) -> str:
     milliseconds = seconds * 1000
     if milliseconds >= 9.95:
         return f"{milliseconds:.0f} ms"
-    return f"{milliseconds:.1f} ms" if milliseconds >= 0.095 else f"{milliseconds:.2f} ms"
+    return f"{milliseconds:.1f} ms" if milliseconds >= 0.095 else f"{milliseconds * 1000:.0f} us"
 
 
 def _ratio(least: int, most: int) -> str:

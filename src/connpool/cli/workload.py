@@ -15,7 +15,7 @@ from .. import Histogram
 C = TypeVar("C")
 
 PAUSE = 0.05
-"""Seconds that a thread waits after an error, so that a refused one does not storm the server."""
+"""Seconds that a thread waits when it got no connection, so that it does not storm the server."""
 
 JOIN_TIMEOUT = 15.0
 
@@ -57,6 +57,7 @@ class Client(threading.Thread, Generic[C]):
                 load.stopped.wait(PAUSE)
 
     def _request(self) -> bool:
+        """Make one request; return False if there was no connection for it."""
         load = self._load
         acquired_at, session = 0.0, 0
         asked_at = clock()
@@ -68,12 +69,12 @@ class Client(threading.Thread, Generic[C]):
                 load.request(conn)
         except Exception as exc:
             error = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
-            if acquired_at:
-                self.failures.append(Failure(acquired_at, clock(), session, error))
-            else:
+            if not acquired_at:
                 self.refusals.append(error)
-            return False
-        self.done += 1
+                return False
+            self.failures.append(Failure(acquired_at, clock(), session, error))
+        else:
+            self.done += 1
         return True
 
 

@@ -463,10 +463,9 @@ class Flows(Generic[C]):
         if isinstance(outcome, PoolError):
             raise type(outcome)(*outcome.args) from outcome
         error = outcome if isinstance(outcome, BaseException) else core.last_error
-        raise self._error(
-            PoolUnavailable,
-            f"not ready {_within(timeout, self._clock() - began)}: {core.available()} of {wanted} connections{_because(error)}",
-        ) from error
+        within = _within(timeout, self._clock() - began)
+        text = f"not ready {within}: {core.available()} of {wanted} connections{_because(error)}"
+        raise self._error(PoolUnavailable, text) from error
 
     def close(self, deadline: float | None) -> Flow[None]:
         """Refuse and fail callers at once, close what is idle, wait for what is lent."""

@@ -1,0 +1,1627 @@
+"""The slow paths, each driven by hand: one operation after the other, and every operation struck once."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from math import inf
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+import connpool.adapter
+from connpool.adapter import Fault, Verdict
+from connpool.adapters.dbapi import DBAPIAdapter
+from connpool.engine import upkeep
+from connpool.engine.core import Entry
+from connpool.engine.flows import Call, Park, Start, Step, Watch
+from connpool.engine.stats import Reason
+from connpool.errors import (
+    PoolClosed,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
+from connpool.testing import (
+    Cancelled,
+    FakeAdapter,
+    FakeConnection,
+    FakeError,
+    FakeOperationalError,
+    FakeServer,
+)
+from engine.driver import STRIKES, AroundAdapter, BlindAdapter, Hand, World, assert_lawful, dial
+
+
+def discards(world: World) -> dict[str, int]:
+    """Return the reasons for which connections were discarded, and how many were."""
+    return {reason.value: count for reason, count in world.core.totals.discards.items() if count}
+
+
+def refusal(hand: Hand[Any], kind: type[PoolError]) -> str:
+    """Run an acquire to its refusal and return what it says."""
+    hand.run()
+    assert type(hand.error) is kind, repr(hand.error)
+    return str(hand.error)
+
+
+# -- acquire: something is idle ----------------------------------------------------------------------
+
+
+def test_fresh_candidate_is_lent_as_it_is() -> None:
+    world = World()
+    (entry,) = world.stock()
+    hand = world.acquire()
+    assert hand.value() is entry
+    assert hand.steps == []
+
+
+def test_lent_connection_knows_since_when() -> None:
+    world = World()
+    (entry,) = world.stock()
+    world.now += 0.3
+    world.acquire().value()
+    assert entry.lent_at == world.now
+
+
+def test_candidate_that_was_idle_is_probed_without_a_round_trip() -> None:
+    world = World(probe_after=0.5)
+    (entry,) = world.stock()
+    world.now += 0.5
+    hand = world.acquire()
+    assert hand.value() is entry
+    assert hand.steps == []
+
+
+def test_candidate_that_was_idle_for_long_is_pinged() -> None:
+    world = World(ping_after=30.0)
+    (entry,) = world.stock()
+    world.now += 30.0
+    hand = world.acquire()
+    assert hand.value() is entry
+    assert hand.steps == ["ping"]
+
+
+@pytest.mark.parametrize("idle", [0.4, 29.9])
+def test_killed_session_is_noticed_as_late_as_the_options_say(idle: float) -> None:
+    world = World(max_size=1, probe_after=0.5, ping_after=30.0)
+    (entry,) = world.stock()
+    entry.conn.kill()
+    world.now += idle
+    hand = world.acquire().run()
+    assert (hand.result is entry) == (idle < 0.5)
+
+
+def test_probe_can_be_switched_off() -> None:
+    world = World(probe_after=None, max_lifetime=None, idle_timeout=None)
+    (entry,) = world.stock()
+    entry.conn.kill()
+    world.now += 1e6
+    assert world.acquire().value() is entry
+
+
+def test_probe_that_is_switched_off_leaves_the_lifetime() -> None:
+    world = World(max_size=1, probe_after=None, max_lifetime=60.0)
+    (entry,) = world.stock()
+    world.now += 60.0
+    hand = world.acquire().run()
+    world.work()
+    assert hand.value() is not entry
+    assert discards(world) == {"lifetime": 1}
+
+
+def test_ping_can_be_switched_off() -> None:
+    world = World(ping_after=None, max_lifetime=None)
+    world.stock()
+    world.now += 1e6
+    hand = world.acquire()
+    hand.value()
+    assert hand.steps == []
+
+
+@pytest.mark.parametrize(
+    ("timeout", "reset_timeout", "limit"),
+    [(3.0, 5.0, 3.0), (9.0, 5.0, 5.0), (None, 5.0, 5.0), (3.0, None, 3.0), (None, None, None)],
+)
+def test_ping_is_limited_by_its_own_timeout_and_by_the_deadline(
+    timeout: float | None, reset_timeout: float | None, limit: float | None
+) -> None:
+    world = World(reset_timeout=reset_timeout)
+    world.stock()
+    world.now += 30.0
+    hand = world.acquire(timeout)
+    assert hand.to(Step.PING).args[1] == limit
+
+
+def test_ping_always_gets_some_time() -> None:
+    """A try that has no time to ask must not condemn a connection that had no time to answer."""
+    world = World()
+    world.stock()
+    world.now += 30.0
+    assert world.acquire(0).to(Step.PING).args[1] > 0
+
+
+def test_connection_is_validating_while_it_is_pinged() -> None:
+    world = World()
+    world.stock()
+    world.now += 30.0
+    hand = world.acquire()
+    hand.to(Step.PING)
+    stats = world.core.snapshot("test")
+    assert (stats.validating, stats.in_use, stats.idle) == (1, 0, 0)
+    hand.value()
+    assert_lawful(world.core, in_use=1)
+
+
+def kill(world: World, entry: Entry[Any]) -> None:
+    entry.conn.kill()
+
+
+def expire(world: World, entry: Entry[Any]) -> None:
+    entry.expires = entry.check_at = world.now
+
+
+def doom(world: World, entry: Entry[Any]) -> None:
+    entry.doomed = Reason.EVICTED
+
+
+def break_probe(world: World, entry: Entry[Any]) -> None:
+    def alive(conn: FakeConnection) -> bool:
+        raise OSError("bad descriptor")
+
+    world.adapter.alive = alive
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(kill, "dead"), (break_probe, "dead"), (expire, "lifetime"), (doom, "evicted")],
+)
+def test_spoilt_candidate_is_discarded_and_replaced(
+    spoil: Callable[[World, Entry[Any]], None], reason: str
+) -> None:
+    world = World(max_size=1)
+    (entry,) = world.stock()
+    world.now += 1.0
+    spoil(world, entry)
+    hand = world.acquire().run()
+    assert hand.parked
+    assert discards(world) == {reason: 1}
+    world.work()
+    assert hand.value() is not entry
+    assert entry.conn.closed
+
+
+def test_candidate_that_does_not_answer_a_ping_is_replaced() -> None:
+    world = World(max_size=1)
+    (entry,) = world.stock()
+    world.now += 30.0
+    hand = world.acquire()
+    hand.to(Step.PING)
+    hand.throw(FakeOperationalError("no answer"))
+    hand.run()
+    world.work()
+    assert hand.value() is not entry
+    assert discards(world) == {"dead": 1}
+
+
+def test_next_idle_connection_serves_the_one_whose_candidate_was_dead() -> None:
+    world = World()
+    alive, dead = world.stock(2)
+    dead.conn.kill()
+    world.now += 1.0
+    assert world.acquire().value() is alive
+
+
+def test_discarded_candidate_is_closed_although_another_was_at_hand() -> None:
+    world = World()
+    _, dead = world.stock(2)
+    dead.conn.kill()
+    world.now += 1.0
+    world.acquire().value()
+    world.work()
+    assert dead.conn.closed
+    assert not world.core.debris
+
+
+def test_caller_whose_candidate_was_dead_is_served_before_those_who_came_later() -> None:
+    world = World(max_size=1)
+    world.stock()
+    world.now += 30.0
+    first = world.acquire()
+    first.to(Step.PING)
+    second = world.acquire().run()
+    first.throw(FakeOperationalError("no answer"))
+    first.run()
+    world.work()
+    first.run()
+    assert isinstance(first.result, Entry)
+    assert second.parked
+
+
+def test_handed_over_connection_is_looked_at_too() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    hand = world.acquire().run()
+    world.release(entry).value()
+    world.now += 1.0
+    entry.conn.kill()
+    hand.run()
+    world.work()
+    assert hand.value() is not entry
+    assert discards(world) == {"dead": 1}
+
+
+# -- acquire: nothing is idle ------------------------------------------------------------------------
+
+
+def test_connection_is_opened_elsewhere_while_its_caller_waits() -> None:
+    world = World()
+    hand = world.acquire().run()
+    assert hand.steps == ["start", "watch", "park"]
+    world.work()
+    assert hand.value().conn in world.server.sessions
+    assert world.hands[1].steps == ["connect", "adopt", "watch"]
+
+
+def test_without_a_helper_the_caller_dials_himself() -> None:
+    world = World(helpers=False)
+    hand = world.acquire()
+    assert hand.value().conn in world.server.sessions
+    assert hand.steps == ["start", "connect", "adopt", "watch", "watch"]
+
+
+def test_caller_takes_what_comes_first() -> None:
+    world = World(max_size=2)
+    (entry,) = world.lend()
+    hand = world.acquire().run()
+    world.release(entry).value()
+    assert hand.value() is entry
+    world.work()
+    assert len(world.core.idle) == 1, "the dial outlives the caller that asked for it"
+
+
+def test_caller_in_line_is_handed_what_comes_back() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    hand = world.acquire().run()
+    world.now += 2.0
+    world.release(entry).value()
+    assert hand.value() is entry
+    assert world.core.waits == [2.0]
+
+
+def test_caller_who_did_not_wait_is_not_counted_as_waiting() -> None:
+    world = World()
+    world.stock()
+    world.core.waits.clear()
+    world.acquire().value()
+    assert world.core.waits == []
+
+
+def test_wake_up_for_no_reason_is_slept_off() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    hand = world.acquire().run()
+    for _ in range(3):
+        hand.resume()
+        assert hand.parked
+    world.release(entry).value()
+    assert hand.value() is entry
+
+
+def test_parked_caller_that_looks_around_finds_what_nobody_told_him() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    hand = world.acquire().run()
+    world.core.idle.append(entry)  # its releaser was struck before it looked at the queue
+    hand.resume()
+    assert hand.value() is entry
+
+
+def test_parked_caller_that_looks_around_finds_what_was_lost() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.acquire().run()
+    lent.clear()
+    hand.resume()
+    world.work()
+    hand.run()
+    assert isinstance(hand.result, Entry)
+    assert discards(world) == {"lost": 1}
+
+
+def test_caller_is_parked_until_his_deadline() -> None:
+    world = World()
+    hand = world.acquire(5.0)
+    assert hand.to(Park).deadline == world.now + 5.0
+
+
+def test_caller_without_a_deadline_is_parked_without_one() -> None:
+    world = World()
+    hand = world.acquire(None)
+    assert hand.to(Park).deadline is None
+
+
+def test_caller_served_while_he_dialled_for_others_does_not_park() -> None:
+    world = World(max_size=2, helpers=False)
+    (entry,) = world.lend()
+    hand = world.acquire()
+    hand.to(Step.CONNECT)
+    world.core.give(entry)
+    assert hand.value() is entry
+    assert "park" not in hand.steps
+
+
+def test_handed_over_at_the_last_moment_is_no_timeout() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    hand = world.acquire(5.0).run()
+    world.now += 5.0
+    world.core.give(entry)  # between his waking up and his leaving
+    assert hand.value() is entry
+    assert world.core.totals.timeouts == 0
+
+
+def test_no_timeout_takes_an_idle_connection() -> None:
+    world = World()
+    (entry,) = world.stock()
+    assert world.acquire(0).value() is entry
+
+
+def test_no_timeout_on_an_empty_pool_starts_a_dial_and_fails_at_once() -> None:
+    world = World(max_size=2)
+    hand = world.acquire(0)
+    assert refusal(hand, PoolTimeout) == (
+        "no connection at once: 0 of 2 in use, 0 idle, 1 opening, 0 waiting (pool 'test')"
+    )
+    assert "park" not in hand.steps
+    world.work()
+    assert isinstance(world.acquire(0).value(), Entry)
+
+
+# -- refusals, word for word -------------------------------------------------------------------------
+
+
+def outage(world: World, *, text: str = "connection refused") -> Exception:
+    """Take down the server of a pool that was connected before."""
+    world.stock()
+    error = FakeOperationalError(text)
+    world.server.down(error)
+    world.hold(world.flows.evict()).run()
+    world.work()
+    return error
+
+
+def test_timeout_says_how_the_pool_is_used() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.acquire(5.0).run()
+    others = [world.acquire(9.0).run() for _ in range(2)]
+    world.now += 5.0
+    hand.resume()
+    assert refusal(hand, PoolTimeout) == (
+        "no connection within 5 s: 1 of 1 in use, 0 idle, 0 opening, 2 waiting (pool 'test')"
+    )
+    assert hand.error is not None
+    assert hand.error.__cause__ is None
+    assert isinstance(hand.error, TimeoutError)
+    assert world.core.totals.timeouts == 1
+    assert all(other.parked for other in others)
+    assert_lawful(world.core, in_use=len(lent))
+
+
+def test_timeout_is_counted_once_and_its_place_is_gone() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.acquire(5.0).run()
+    world.now += 5.0
+    hand.resume()
+    assert hand.done
+    assert not world.core.waiters
+    assert world.core.totals.timeouts == len(lent)
+
+
+def test_timeout_names_the_last_connect_error_as_its_cause() -> None:
+    world = World(max_size=2)
+    lent = world.lend()
+    error = FakeOperationalError("sorry, too many clients already\nDETAIL: a secret")
+    world.server.down(error)
+    lent[0].conn.alive = True
+    hand = world.acquire(5.0).run()
+    world.work()
+    world.now += 5.0
+    hand.resume()
+    assert refusal(hand, PoolTimeout) == (
+        "no connection within 5 s: 1 of 2 in use, 0 idle, 0 opening, 0 waiting; "
+        "last connect error: FakeOperationalError: sorry, too many clients already (pool 'test')"
+    )
+    assert hand.error is not None
+    assert hand.error.__cause__ is error
+
+
+def test_deadline_that_was_capped_from_outside_is_reported_as_waited() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.hold(world.flows.acquire(None, 10.0, world.now + 2.5)).run()
+    world.now += 2.5
+    hand.resume()
+    assert refusal(hand, PoolTimeout).startswith(f"no connection within 2.5 s: {len(lent)} of 1 in use")
+
+
+def test_deadline_from_outside_alone_is_reported_as_waited() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.hold(world.flows.acquire(None, None, world.now + 2.5)).run()
+    world.now += 2.75
+    hand.resume()
+    assert refusal(hand, PoolTimeout).startswith(f"no connection within 2.75 s: {len(lent)} of 1 in use")
+
+
+def test_unreachable_server_is_reported_as_unavailable() -> None:
+    world = World(max_size=1)
+    error = outage(world)
+    hand = world.acquire(5.0).run()
+    world.work()
+    world.now += 5.0
+    hand.resume()
+    assert refusal(hand, PoolUnavailable) == (
+        "no connection within 5 s: none is open; "
+        "last connect error: FakeOperationalError: connection refused (pool 'test')"
+    )
+    assert hand.error is not None
+    assert hand.error.__cause__ is error
+
+
+def test_dial_that_does_not_end_is_reported_as_such() -> None:
+    world = World(max_size=1)
+    hand = world.acquire(5.0).run()
+    world.now += 5.0
+    hand.resume()
+    assert refusal(hand, PoolUnavailable) == (
+        "no connection within 5 s: none is open, dialling for 5.0 s (pool 'test')"
+    )
+    assert hand.error is not None
+    assert hand.error.__cause__ is None
+
+
+def test_first_error_of_a_pool_that_never_connected_is_everybodys_at_once() -> None:
+    world = World()
+    error = FakeOperationalError("connection refused")
+    world.server.down(error)
+    hands = [world.acquire(5.0).run() for _ in range(3)]
+    world.work()
+    for hand in hands:
+        assert refusal(hand, PoolUnavailable) == (
+            "cannot connect; last connect error: FakeOperationalError: connection refused (pool 'test')"
+        )
+        assert hand.error is not None
+        assert hand.error.__cause__ is error
+    assert len({id(hand.error) for hand in hands}) == 3, "a traceback belongs to one caller"
+
+
+def test_error_without_a_text_is_named_by_its_class() -> None:
+    world = World()
+    world.server.down(ConnectionRefusedError())
+    hand = world.acquire().run()
+    world.work()
+    assert refusal(hand, PoolUnavailable) == "cannot connect; ConnectionRefusedError (pool 'test')"
+
+
+def test_only_the_first_line_of_the_driver_is_repeated() -> None:
+    world = World()
+    world.server.down(FakeOperationalError("\n  connection failed  \nthe rest is in the cause"))
+    hand = world.acquire().run()
+    world.work()
+    assert refusal(hand, PoolUnavailable).endswith("FakeOperationalError: connection failed (pool 'test')") or (
+        "connection failed" in refusal(hand, PoolUnavailable)
+        and "the rest" not in refusal(hand, PoolUnavailable)
+    )
+
+
+def test_refused_credentials_end_all_waiting_at_once() -> None:
+    world = World(max_size=1)
+    outage(world, text="password authentication failed")
+    hand = world.acquire(5.0).run()
+    world.work()
+    assert refusal(hand, PoolUnavailable) == (
+        "cannot connect; last connect error: FakeOperationalError: password authentication failed (pool 'test')"
+    )
+
+
+def test_full_queue_is_reported_with_its_bound() -> None:
+    world = World(max_size=1, max_waiting=1)
+    lent = world.lend()
+    waiting = world.acquire().run()
+    assert refusal(world.acquire(), PoolOverloaded) == (
+        "no connection: max_waiting=1 callers wait; 1 of 1 in use, 0 idle, 0 opening, 1 waiting (pool 'test')"
+    )
+    assert waiting.parked
+    assert_lawful(world.core, in_use=len(lent))
+
+
+def test_closed_pool_refuses_those_who_come() -> None:
+    world = World()
+    world.hold(world.flows.close(world.now)).value()
+    hand = world.acquire()
+    assert refusal(hand, PoolClosed) == "no connection: the pool is closed (pool 'test')"
+    assert hand.steps == []
+
+
+def test_closed_pool_refuses_those_who_wait() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.acquire().run()
+    world.hold(world.flows.close(world.now)).value()
+    assert refusal(hand, PoolClosed) == "no connection: the pool is closed (pool 'test')"
+    assert_lawful(world.core, in_use=len(lent))
+
+
+def test_candidate_of_a_pool_that_closes_is_not_lent() -> None:
+    world = World(max_size=1)
+    (entry,) = world.stock()
+    world.core.idle.clear()  # taken by the warm path
+    world.core.shut()
+    hand = world.hold(world.flows.acquire(entry, 5.0, world.now + 5.0))
+    assert refusal(hand, PoolClosed) == "no connection: the pool is closed (pool 'test')"
+    world.work()
+    assert entry.conn.closed
+
+
+class DriversTimeout(PoolTimeout, FakeOperationalError):
+    pass
+
+
+class DriversClosed(PoolClosed, FakeOperationalError):
+    pass
+
+
+def test_errors_are_the_drivers_too_where_the_adapter_has_some() -> None:
+    adapter = FakeAdapter(FakeServer())
+    adapter.errors = MappingProxyType({PoolTimeout: DriversTimeout, PoolClosed: DriversClosed})
+    world = World(adapter, max_size=1)
+    assert refusal(world.acquire(0), DriversTimeout).startswith("no connection at once")
+    world.core.shut()
+    assert refusal(world.acquire(), DriversClosed) == "no connection: the pool is closed (pool 'test')"
+
+
+def test_errors_the_adapter_does_not_have_are_plain() -> None:
+    adapter = FakeAdapter(FakeServer())
+    adapter.errors = MappingProxyType({PoolTimeout: DriversTimeout})
+    world = World(adapter)
+    world.core.shut()
+    refusal(world.acquire(), PoolClosed)
+
+
+# -- release -----------------------------------------------------------------------------------------
+
+
+def test_clean_connection_goes_back_without_a_word() -> None:
+    world = World()
+    (entry,) = world.lend()
+    world.now += 0.7
+    hand = world.release(entry)
+    hand.value()
+    assert hand.steps == []
+    assert list(world.core.idle) == [entry]
+    assert entry.holds == [pytest.approx(0.7)]
+    assert (entry.idle_since, entry.check_at) == (world.now, world.now + 0.5)
+
+
+def test_idle_connection_that_is_about_to_expire_is_looked_at_when_it_does() -> None:
+    world = World(probe_after=0.5)
+    (entry,) = world.lend()
+    entry.expires = world.now + 0.2
+    world.release(entry).value()
+    assert entry.check_at == entry.expires
+
+
+def test_open_transaction_is_committed_when_its_block_ended_well() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry)
+    hand.value()
+    assert hand.steps == ["commit"]
+    assert world.server.statements == ["write", "commit"]
+    assert world.core.totals.rollbacks == 0
+    assert list(world.core.idle) == [entry]
+
+
+def test_open_transaction_is_rolled_back_when_its_block_failed() -> None:
+    world = World(reset_timeout=4.0)
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry, ValueError("the borrower's"))
+    assert hand.to(Step.ROLLBACK).args[1] == 4.0
+    hand.value()
+    assert hand.steps == ["rollback"]
+    assert world.core.totals.rollbacks == 1
+    assert list(world.core.idle) == [entry]
+
+
+def test_release_without_a_block_never_commits() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry, ending="rollback")
+    hand.value()
+    assert hand.steps == ["rollback"]
+    assert world.core.totals.rollbacks == 1
+
+
+def test_failed_transaction_is_rolled_back_and_reported() -> None:
+    world = World()
+    (entry,) = world.lend()
+    with pytest.raises(FakeError):
+        entry.conn.execute("fail")
+    hand = world.release(entry).run()
+    assert type(hand.error) is PoolMisuse
+    assert str(hand.error) == (
+        "the transaction has failed and was rolled back, but its block ended without an exception: "
+        "a statement's error was caught inside it (pool 'test')"
+    )
+    assert hand.steps == ["rollback"]
+    assert list(world.core.idle) == [entry]
+
+
+def test_failed_transaction_of_a_failed_block_is_rolled_back_in_silence() -> None:
+    world = World()
+    (entry,) = world.lend()
+    with pytest.raises(FakeError) as caught:
+        entry.conn.execute("fail")
+    world.release(entry, caught.value).value()
+    assert list(world.core.idle) == [entry]
+
+
+def test_commit_error_is_the_borrowers_and_the_connection_is_kept() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry)
+    hand.to(Step.COMMIT)
+    hand.throw(error := FakeError("serialization failure"))
+    hand.run()
+    assert hand.error is error
+    assert hand.steps == ["commit", "rollback"]
+    assert list(world.core.idle) == [entry]
+
+
+def test_commit_error_on_a_dead_connection_closes_it() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry)
+    hand.to(Step.COMMIT)
+    entry.conn.closed = True
+    hand.throw(error := FakeOperationalError("connection lost"))
+    hand.run()
+    world.work()
+    assert hand.error is error
+    assert "rollback" not in hand.steps
+    assert discards(world) == {"broken": 1}
+
+
+def test_commit_error_leaves_no_cycle_behind() -> None:
+    """Else the connection's entry, and everything in the borrower's frame, would wait for the collector."""
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    gc.collect()
+    gc.disable()
+    try:
+        flow = world.flows.release(entry, None, "commit")
+        flow.send(None)
+        error = FakeError("serialization failure")
+        watched = weakref.ref(error)
+        operation = flow.throw(error)
+        operation.fn(*operation.args)  # type: ignore[union-attr]
+        with pytest.raises(FakeError):
+            flow.send(None)
+        del error, flow, operation
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_transaction_that_survives_its_commit_is_rolled_back() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry)
+    hand.to(Step.COMMIT)
+    hand.resume()  # the driver says that it has committed, and still shows a transaction
+    hand.value()
+    assert hand.steps == ["commit", "rollback"]
+
+
+def test_rollback_error_closes_the_connection_and_is_nobodys() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry, ValueError("the borrower's"))
+    hand.to(Step.ROLLBACK)
+    hand.throw(FakeOperationalError("no answer"))
+    hand.value()
+    world.work()
+    assert discards(world) == {"reset_failed": 1}
+    assert entry.conn.closed
+
+
+def test_rollback_that_did_not_help_closes_the_connection() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry, ending="rollback")
+    hand.to(Step.ROLLBACK)
+    hand.resume()
+    hand.value()
+    world.work()
+    assert discards(world) == {"broken": 1}
+
+
+def test_broken_connection_is_closed_and_replaced_for_those_who_wait() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    waiting = world.acquire().run()
+    entry.conn.busy = True
+    hand = world.release(entry, KeyboardInterrupt())
+    hand.value()
+    assert hand.steps == ["start", "watch"]
+    world.work()
+    assert waiting.value() is not entry
+    assert discards(world) == {"broken": 1}
+
+
+def test_evicted_connection_is_closed_when_it_comes_back() -> None:
+    world = World()
+    (entry,) = world.lend()
+    world.hold(world.flows.evict()).value()
+    world.release(entry).value()
+    world.work()
+    assert entry.conn.closed
+    assert discards(world) == {"evicted": 1}
+
+
+def test_expired_connection_is_closed_when_it_comes_back() -> None:
+    world = World(max_lifetime=60.0)
+    (entry,) = world.lend()
+    world.now += 60.0
+    world.release(entry).value()
+    world.work()
+    assert discards(world) == {"lifetime": 1}
+
+
+def test_used_up_connection_is_closed_when_it_comes_back() -> None:
+    world = World(max_uses=2)
+    (entry,) = world.lend()
+    world.release(entry).value()
+    assert world.lend() == [entry]
+    world.release(entry).value()
+    world.work()
+    assert discards(world) == {"uses": 1}
+
+
+def test_detached_connection_is_let_go_as_it_is() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    world.core.detach(entry.conn)
+    hand = world.release(entry)
+    hand.value()
+    assert hand.steps == []
+    assert world.server.statements == ["write"]
+    assert not entry.conn.closed
+
+
+def test_connection_on_its_way_back_is_counted_once() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry)
+    hand.to(Step.COMMIT)
+    assert world.core.snapshot("test").acquires == 1
+    hand.value()
+    assert world.core.snapshot("test").acquires == 1
+
+
+def test_begin_opens_a_transaction() -> None:
+    world = World()
+    (entry,) = world.lend()
+    hand = world.hold(world.flows.begin(entry.conn))
+    hand.value()
+    assert hand.steps == ["begin"]
+    assert entry.conn.in_transaction
+
+
+@pytest.mark.parametrize(("ending", "statement"), [("commit", "commit"), ("rollback", "rollback")])
+def test_servers_answer_is_proof_enough_for_a_driver_that_shows_no_transactions(
+    ending: Any, statement: str
+) -> None:
+    server = FakeServer()
+    world = World(BlindAdapter(server))
+    (entry,) = world.lend()
+    hand = world.release(entry, ending=ending)
+    hand.value()
+    assert hand.steps == [statement]
+    assert list(world.core.idle) == [entry]
+
+
+def test_servers_answer_does_not_heal_a_broken_connection() -> None:
+    world = World(BlindAdapter(FakeServer()))
+    (entry,) = world.lend()
+    hand = world.release(entry)
+    hand.to(Step.COMMIT)
+    entry.conn.busy = True
+    hand.resume()
+    hand.value()
+    world.work()
+    assert discards(world) == {"broken": 1}
+
+
+# -- opening -----------------------------------------------------------------------------------------
+
+
+def opening(world: World) -> Hand[None]:
+    """Have somebody ask for a connection, and hold the dial that this starts."""
+    world.acquire().run()
+    return world.hold(world.jobs.popleft())
+
+
+def test_dial_is_told_its_limit() -> None:
+    world = World(connect_timeout=7.0)
+    assert opening(world).to(Step.CONNECT).args == (7.0,)
+
+
+def test_dial_of_an_adapter_that_keeps_its_limit_gets_a_moment_more() -> None:
+    world = World(connect_timeout=7.0)
+    dialling = opening(world)
+    assert world.watched == world.now + 7.0 + upkeep.DIAL_GRACE
+    dialling.value()
+
+
+def test_connection_without_a_hook_is_adopted_and_delivered() -> None:
+    world = World()
+    dialling = opening(world)
+    dialling.value()
+    assert dialling.steps == ["connect", "adopt", "watch"]
+    assert isinstance(world.hands[0].value(), Entry)
+
+
+def test_lifetime_is_fixed_at_birth() -> None:
+    world = World(max_lifetime=60.0)
+    (entry,) = world.stock()
+    assert entry.expires == world.now + 60.0
+
+
+def test_unlimited_lifetime_is_unlimited() -> None:
+    world = World(max_lifetime=None)
+    (entry,) = world.stock()
+    assert entry.expires == inf
+
+
+def test_dial_goes_on_while_somebody_needs_a_connection() -> None:
+    world = World(max_size=3, max_connecting=1)
+    hands = [world.acquire().run() for _ in range(3)]
+    assert len(world.jobs) == 1
+    world.work()
+    assert all(isinstance(hand.run().result, Entry) for hand in hands)
+
+
+def test_time_that_a_dial_takes_is_counted() -> None:
+    world = World()
+    dialling = opening(world)
+    dialling.to(Step.ADOPT)
+    world.now += 0.25
+    dialling.value()
+    assert world.core.snapshot("test").connect.max == 0.25
+
+
+def test_hook_runs_on_each_new_connection() -> None:
+    seen: list[FakeConnection] = []
+    world = World(on_connect=seen.append)
+    dialling = opening(world)
+    dialling.value()
+    assert dialling.steps == ["connect", "adopt", "on_connect", "watch"]
+    assert seen == [world.hands[0].value().conn]
+
+
+def test_hook_runs_in_an_empty_context() -> None:
+    tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+    tenant.set("somebody")
+    seen = []
+    world = World(on_connect=lambda conn: seen.append(tenant.get()))
+    opening(world).value()
+    assert seen == ["nobody"]
+
+
+def test_transaction_that_the_hook_left_open_is_committed() -> None:
+    world = World(on_connect=lambda conn: conn.execute("set"))
+    dialling = opening(world)
+    dialling.value()
+    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "watch"]
+    assert world.server.statements == ["set", "commit"]
+    assert not world.hands[0].value().conn.in_transaction
+
+
+def test_hook_of_a_driver_that_shows_no_transactions_is_committed() -> None:
+    world = World(BlindAdapter(FakeServer()), on_connect=lambda conn: None)
+    dialling = opening(world)
+    dialling.value()
+    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "watch"]
+    assert isinstance(world.hands[0].value(), Entry)
+
+
+def test_connection_whose_hook_fails_is_closed() -> None:
+    def hook(conn: FakeConnection) -> None:
+        raise LookupError("no such role")
+
+    world = World(on_connect=hook)
+    conns: list[FakeConnection] = []
+    dialling = opening(world)
+    dialling.to(Step.ADOPT)
+    conns.extend(world.server.sessions)
+    dialling.value()
+    assert refusal(world.hands[0], PoolUnavailable) == (
+        "cannot connect; last connect error: LookupError: no such role (pool 'test')"
+    )
+    world.work()
+    assert [conn.closed for conn in conns] == [True]
+    assert not world.core.slots
+    assert world.core.totals.opened == 0
+
+
+@pytest.mark.parametrize(("state", "name"), [("failed", "failed"), ("busy", "broken")])
+def test_connection_that_its_hook_spoilt_is_closed_and_the_hook_is_named(state: str, name: str) -> None:
+    world = World(on_connect=lambda conn: setattr(conn, state, True))
+    opening(world).value()
+    world.work()
+    assert refusal(world.hands[0], PoolMisuse) == (
+        f"on_connect left the connection {name} (pool 'test')"
+    )
+    assert not world.core.slots
+
+
+def test_transaction_of_the_hook_that_cannot_be_committed_fails_the_dial() -> None:
+    world = World(on_connect=lambda conn: conn.execute("set"))
+    dialling = opening(world)
+    dialling.to(Step.COMMIT)
+    dialling.throw(FakeError("deferred constraint"))
+    dialling.run()
+    assert "FakeError: deferred constraint" in refusal(world.hands[0], PoolUnavailable)
+
+
+def test_failed_dial_is_tried_again_by_upkeep_when_its_pause_is_over() -> None:
+    world = World(max_size=1)
+    outage(world)
+    hand = world.acquire().run()
+    world.work()
+    assert world.watched == world.core.retry_at > world.now
+    world.server.up()
+    world.now = world.core.retry_at
+    world.hold(world.flows.upkeep()).run()
+    world.work()
+    assert isinstance(hand.value(), Entry)
+
+
+def test_dial_that_was_given_up_closes_what_it_opens_late() -> None:
+    world = World(AroundDial := AroundAdapter(FakeServer().accept), connect_timeout=5.0)
+    server = AroundDial.dial.__self__  # type: ignore[attr-defined]
+    AroundDial.server = world.server = server
+    dialling = opening(world)
+    dialling.to(Step.CONNECT)
+    world.now += 5.0
+    world.hold(world.flows.upkeep()).run()
+    dialling.run()
+    world.work()
+    assert not server.sessions
+    assert world.core.totals.dial_failures == 1
+
+
+def test_interrupted_dial_fails_and_the_interrupt_goes_on() -> None:
+    world = World()
+    dialling = opening(world)
+    dialling.to(Step.CONNECT)
+    dialling.throw(Cancelled())
+    assert isinstance(dialling.error, Cancelled)
+    assert not world.core.slots
+
+
+# -- which adapter -----------------------------------------------------------------------------------
+
+
+class FakeDriver:
+    """The fake driver as a plain callable, of which the pool must find out what it is."""
+
+    def __init__(self) -> None:
+        self.server = FakeServer()
+        self.world = World(self.server.accept, max_size=1)
+        self.world.server = self.server
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """Provide a driver whose adapter is found by the module of its classes."""
+    drivers = {"connpool": f"{AroundAdapter.__module__}:AroundAdapter"}
+    monkeypatch.setattr(connpool.adapter, "_DRIVERS", drivers)
+    return FakeDriver()
+
+
+def test_first_connection_names_the_driver(driver: FakeDriver) -> None:
+    world = driver.world
+    assert world.flows.adapter is None
+    (entry,) = world.lend()
+    assert type(world.flows.adapter).__name__ == "AroundAdapter"
+    assert not entry.verdict(entry.conn, entry.baseline)
+
+
+def test_callable_is_called_without_arguments_ever_after(driver: FakeDriver) -> None:
+    world = driver.world
+    (entry,) = world.lend()
+    entry.conn.busy = True
+    world.release(entry).value()
+    world.work()
+    assert opening(world).to(Step.CONNECT).args == ()
+
+
+def test_first_exception_names_the_driver(driver: FakeDriver) -> None:
+    driver.server.down(FakeOperationalError("connection refused"))
+    hand = driver.world.acquire().run()
+    driver.world.work()
+    assert type(driver.world.flows.adapter).__name__ == "AroundAdapter"
+    refusal(hand, PoolUnavailable)
+    driver.server.up()
+    driver.world.now += 1.0
+    driver.world.lend()
+
+
+def test_exception_of_no_driver_leaves_it_open(driver: FakeDriver) -> None:
+    driver.server.down(OSError("no route to host"))
+    hand = driver.world.acquire().run()
+    driver.world.work()
+    assert driver.world.flows.adapter is None
+    assert refusal(hand, PoolUnavailable) == (
+        "cannot connect; last connect error: OSError: no route to host (pool 'test')"
+    )
+
+
+def test_dial_of_an_unknown_driver_is_given_up_on_time(driver: FakeDriver) -> None:
+    world = driver.world
+    dialling = opening(world)
+    assert world.watched == world.now + 10.0, "nobody else keeps the limit"
+    dialling.value()
+
+
+def test_driver_that_nobody_knows_is_taken_for_a_db_api_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connpool.adapter, "_DRIVERS", {})
+    world = World(FakeServer().accept)
+    world.lend()
+    assert isinstance(world.flows.adapter, DBAPIAdapter)
+
+
+def test_something_that_is_no_connection_is_the_callers_mistake() -> None:
+    made: list[weakref.ref[Any]] = []
+
+    class Thing:
+        def __init__(self) -> None:
+            made.append(weakref.ref(self))
+
+    world = World(Thing, max_size=1)
+    hands = [world.acquire().run() for _ in range(2)]
+    world.work()
+    texts = {refusal(hand, PoolMisuse) for hand in hands}
+    assert len(texts) == 1
+    assert "which is no DB-API connection: it has no cursor(), commit(), rollback(), close()" in texts.pop()
+    causes = {id(hand.error.__cause__) for hand in hands if hand.error}
+    assert causes == {id(world.core.last_error)}, "each caller's own error, from the one that happened"
+    assert not world.core.slots
+    assert world.flows.adapter is None
+
+
+def test_credentials_refused_by_a_driver_known_by_its_exception_are_fatal(driver: FakeDriver) -> None:
+    driver.server.down(FakeOperationalError("password authentication failed"))
+    assert driver.world.flows._is_fatal(FakeOperationalError("password authentication failed"))
+    assert not driver.world.flows._is_fatal(FakeOperationalError("connection refused"))
+
+
+def test_exception_of_no_driver_is_not_fatal() -> None:
+    assert not World(FakeServer().accept).flows._is_fatal(OSError())
+
+
+@pytest.mark.parametrize("source", [None, 7, "postgresql://u:secret@host/db"])
+def test_neither_adapter_nor_callable_is_refused_without_repeating_it(source: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        World(source if source is not None else ())
+    kind = "tuple" if source is None else type(source).__name__
+    assert str(caught.value) == (
+        f"a pool needs an adapter, or a callable that returns a connection; got {kind}"
+    )
+
+
+# -- closing -----------------------------------------------------------------------------------------
+
+
+def closing(world: World, **options: Any) -> tuple[Hand[None], FakeConnection]:
+    """Discard a connection and hold the flow that closes it."""
+    (entry,) = world.stock()
+    conn: FakeConnection = entry.conn
+    world.hold(world.flows.evict()).run()
+    return world.hold(world.jobs.popleft()), conn
+
+
+def test_discarded_connection_is_closed_politely_and_within_its_grace() -> None:
+    world = World()
+    hand, conn = closing(world)
+    assert hand.to(Step.CLOSE).args == (conn, upkeep.CLOSE_GRACE)
+    hand.value()
+    assert conn.closed
+    assert not world.core.slots
+
+
+def test_connection_that_cannot_be_closed_politely_is_aborted() -> None:
+    world = World()
+    hand, conn = closing(world)
+    hand.to(Step.CLOSE)
+    hand.throw(FakeOperationalError("no answer"))
+    hand.value()
+    assert conn.closed
+    assert not world.core.slots
+
+
+@pytest.mark.parametrize("strike", ["cancelled", "closed"])
+def test_closing_that_is_interrupted_aborts_and_frees_the_place(strike: str) -> None:
+    world = World()
+    hand, conn = closing(world)
+    hand.to(Step.CLOSE)
+    error = STRIKES[strike]()
+    if isinstance(error, GeneratorExit):
+        hand.close()
+    else:
+        hand.throw(error)
+    assert conn.closed
+    assert not world.core.slots
+    assert type(hand.error) is type(error)
+
+
+def test_place_that_a_closing_frees_is_used_at_once() -> None:
+    world = World(max_size=1)
+    hand, _ = closing(world)
+    waiting = world.acquire().run()
+    assert waiting.parked
+    hand.value()
+    assert hand.steps == ["close", "connect", "adopt", "watch"]
+    assert isinstance(waiting.value(), Entry)
+
+
+def test_what_was_discarded_during_a_dial_is_closed_after_it() -> None:
+    world = World(max_size=2)
+    (entry,) = world.lend()
+    dialling = opening(world)
+    dialling.to(Step.CONNECT)
+    world.core.retire(entry, Reason.DEAD)
+    dialling.value()
+    world.work()
+    assert entry.conn.closed
+
+
+# -- follow-up and upkeep ----------------------------------------------------------------------------
+
+
+def test_follow_up_closes_first_and_then_dials() -> None:
+    world = World(max_size=2, helpers=False)
+    (entry,) = world.lend()
+    world.core.retire(entry, Reason.DEAD)
+    hand = world.acquire(5.0)
+    hand.value()
+    assert hand.steps == ["start", "close", "connect", "adopt", "watch", "watch"]
+
+
+def test_follow_up_says_when_upkeep_is_due() -> None:
+    world = World(idle_timeout=60.0, max_lifetime=None)
+    world.stock()
+    world.hold(world.flows.follow_up()).value()
+    assert world.watched == world.now + 60.0
+    world.now += 60.0
+    world.hold(world.flows.upkeep()).value()
+    assert world.watched is not None, "the closing has its grace"
+    world.work()
+    assert world.watched is None
+    assert discards(world) == {"idle": 1}
+
+
+def test_upkeep_keeps_min_idle() -> None:
+    world = World(max_size=3, min_idle=2)
+    world.hold(world.flows.upkeep()).value()
+    world.work()
+    assert len(world.core.idle) == 2
+    world.now = max(entry.expires for entry in world.core.idle)
+    world.hold(world.flows.upkeep()).value()
+    world.work()
+    assert len(world.core.idle) == 2
+    assert discards(world) == {"lifetime": 2}
+
+
+def test_upkeep_with_nothing_to_do_looks_at_the_clock_and_goes() -> None:
+    world = World()
+    hand = world.hold(world.flows.upkeep())
+    hand.value()
+    assert hand.steps == ["watch"]
+
+
+# -- ready, close, evict, resize ---------------------------------------------------------------------
+
+
+def test_ready_opens_min_idle_connections() -> None:
+    world = World(max_size=5, min_idle=3)
+    hand = world.hold(world.flows.ready(None, None)).run()
+    assert hand.parked
+    world.work()
+    hand.value()
+    assert len(world.core.idle) == 3
+
+
+def test_ready_opens_one_connection_at_least() -> None:
+    world = World(min_idle=0)
+    hand = world.hold(world.flows.ready(None, None)).run()
+    world.work()
+    hand.value()
+    assert len(world.core.idle) == 1
+
+
+def test_pool_that_is_ready_says_so_at_once() -> None:
+    world = World()
+    world.stock()
+    hand = world.hold(world.flows.ready(None, None))
+    hand.value()
+    assert "park" not in hand.steps
+
+
+def test_ready_waits_for_a_server_that_is_still_starting() -> None:
+    world = World()
+    world.server.down()
+    hand = world.hold(world.flows.ready(world.now + 30.0, 30.0)).run()
+    world.work()
+    assert hand.parked
+    world.server.up()
+    world.now += 1.0
+    hand.resume()
+    hand.run()
+    world.work()
+    hand.value()
+
+
+def test_ready_that_is_not_says_what_is_missing() -> None:
+    world = World(max_size=3, min_idle=3, max_connecting=1)
+    error = FakeOperationalError("connection refused")
+    hand = world.hold(world.flows.ready(world.now + 30.0, 30.0)).run()
+    dialling = world.hold(world.jobs.popleft())
+    dialling.to(Watch)
+    world.server._down = error
+    dialling.run()
+    world.now += 30.0
+    hand.resume()
+    assert refusal(hand, PoolUnavailable) == (
+        "not ready within 30 s: 1 of 3 connections; "
+        "last connect error: FakeOperationalError: connection refused (pool 'test')"
+    )
+    assert hand.error is not None
+    assert hand.error.__cause__ is error
+    assert not world.core._watchers
+
+
+def test_ready_fails_at_once_when_the_credentials_are_refused() -> None:
+    world = World()
+    error = FakeOperationalError("password authentication failed")
+    world.server.down(error)
+    hand = world.hold(world.flows.ready(None, None)).run()
+    world.work()
+    assert refusal(hand, PoolUnavailable) == (
+        "not ready in time: 0 of 1 connections; "
+        "last connect error: FakeOperationalError: password authentication failed (pool 'test')"
+    )
+    assert hand.error is not None
+    assert hand.error.__cause__ is error
+
+
+def test_ready_reports_the_callers_mistake_as_itself() -> None:
+    world = World(object)
+    hand = world.hold(world.flows.ready(None, None)).run()
+    world.work()
+    assert "no DB-API connection" in refusal(hand, PoolMisuse)
+    assert hand.error is not world.core.last_error
+
+
+def test_pool_that_is_closed_will_not_be_ready() -> None:
+    world = World(max_size=1)
+    hand = world.hold(world.flows.ready(None, None)).run()
+    world.hold(world.flows.close(world.now)).value()
+    assert refusal(hand, PoolClosed) == "it is closed (pool 'test')"
+
+
+def test_closing_waits_for_what_is_lent() -> None:
+    world = World()
+    (entry,) = world.lend()
+    hand = world.hold(world.flows.close(world.now + 5.0)).run()
+    assert hand.parked
+    world.release(entry).value()
+    world.work()
+    hand.value()
+    assert not world.server.sessions
+
+
+def test_closing_an_empty_pool_waits_for_nothing() -> None:
+    world = World()
+    hand = world.hold(world.flows.close(None))
+    hand.value()
+    assert hand.steps == ["watch"]
+
+
+def test_closing_waits_no_longer_than_it_was_told() -> None:
+    world = World()
+    (entry,) = world.lend()
+    hand = world.hold(world.flows.close(world.now + 5.0)).run()
+    world.now += 5.0
+    hand.resume()
+    hand.value()
+    assert len(world.core.slots) == 1
+    world.release(entry).value()
+    world.work()
+    assert not world.core.slots
+
+
+def test_closing_that_looks_around_finds_what_was_lost() -> None:
+    world = World()
+    lent = world.lend()
+    hand = world.hold(world.flows.close(None)).run()
+    lent.clear()
+    hand.resume()
+    hand.run()
+    world.work()
+    hand.value()
+    assert not world.core.slots
+
+
+def test_evict_replaces_what_is_idle() -> None:
+    world = World(max_size=2, min_idle=1)
+    old = world.stock(2)
+    world.hold(world.flows.evict()).value()
+    world.work()
+    assert all(entry.conn.closed for entry in old)
+    assert len(world.core.idle) == 1
+
+
+def test_resize_dials_for_those_who_wait() -> None:
+    world = World(max_size=1)
+    lent = world.lend()
+    hand = world.acquire().run()
+    world.hold(world.flows.resize(2, 0)).value()
+    world.work()
+    assert isinstance(hand.value(), Entry)
+    assert len(lent) == 1
+
+
+def test_resize_closes_what_exceeds() -> None:
+    world = World(max_size=3)
+    first, *others = world.stock(3)
+    world.hold(world.flows.resize(2, 0)).value()
+    world.work()
+    assert first.conn.closed
+    assert list(world.core.idle) == others
+
+
+# -- every operation struck once ---------------------------------------------------------------------
+
+
+def idle_hit(world: World) -> None:
+    world.stock(2)
+    world.now += 60.0
+    world.acquire().run()
+
+
+def dead_candidate(world: World) -> None:
+    for entry in world.stock(2):
+        entry.conn.kill()
+    world.now += 1.0
+    world.acquire().run()
+    world.work()
+
+
+def must_open(world: World) -> None:
+    hands = [world.acquire() for _ in range(3)]
+    for hand in hands:
+        hand.run()
+    world.work()
+
+
+def handed_over(world: World) -> None:
+    (entry, *_) = world.lend(2)
+    world.acquire().run()
+    world.acquire().run()
+    world.release(entry).run()
+    world.work()
+
+
+def at_once(world: World) -> None:
+    world.acquire(0).run()
+    world.work()
+
+
+def deadline_passes(world: World) -> None:
+    lent = world.lend(2)
+    hand = world.acquire(1.0).run()
+    world.now += 1.0
+    hand.execute()
+    for entry in lent:
+        world.release(entry).run()
+
+
+def commits(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    world.release(entry).run()
+
+
+def rolls_back(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    world.release(entry, ValueError()).run()
+
+
+def transaction_has_failed(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.in_transaction = entry.conn.failed = True
+    world.release(entry).run()
+
+
+def commit_fails(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    entry.conn.kill()
+    world.release(entry).run()
+    world.work()
+
+
+def comes_back_broken(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.busy = True
+    world.release(entry).run()
+    world.work()
+
+
+def comes_back_evicted(world: World) -> None:
+    (entry,) = world.lend()
+    world.hold(world.flows.evict()).run()
+    world.release(entry).run()
+    world.work()
+
+
+def comes_back_expired(world: World) -> None:
+    (entry,) = world.lend()
+    entry.expires = world.now
+    world.acquire().run()
+    world.acquire().run()
+    world.release(entry).run()
+    world.work()
+
+
+def dial_fails(world: World) -> None:
+    world.server.down()
+    world.acquire().run()
+    world.work()
+
+
+def credentials_refused(world: World) -> None:
+    world.server.down(FakeOperationalError("password"))
+    world.acquire().run()
+    world.hold(world.flows.ready(world.now + 5.0, 5.0)).run()
+    world.work()
+
+
+def becomes_ready(world: World) -> None:
+    world.hold(world.flows.ready(world.now + 5.0, 5.0)).run()
+    world.work()
+
+
+def closes(world: World) -> None:
+    (entry, *_) = world.stock(2)
+    world.hold(world.flows.close(world.now + 5.0)).run()
+    world.work()
+    assert entry is not None
+
+
+def evicts(world: World) -> None:
+    world.stock(2)
+    world.hold(world.flows.evict()).run()
+    world.work()
+
+
+def resizes(world: World) -> None:
+    world.stock(2)
+    world.hold(world.flows.resize(1, 1)).run()
+    world.work()
+
+
+def upkeep_prunes(world: World) -> None:
+    world.stock(2)
+    world.now += 10_000.0
+    world.hold(world.flows.upkeep()).run()
+    world.work()
+
+
+SCENARIOS: list[Callable[[World], None]] = [
+    idle_hit,
+    dead_candidate,
+    must_open,
+    handed_over,
+    at_once,
+    deadline_passes,
+    commits,
+    rolls_back,
+    transaction_has_failed,
+    commit_fails,
+    comes_back_broken,
+    comes_back_evicted,
+    comes_back_expired,
+    dial_fails,
+    credentials_refused,
+    becomes_ready,
+    closes,
+    evicts,
+    resizes,
+    upkeep_prunes,
+]
+
+
+def play(
+    scenario: Callable[[World], None], helpers: bool, suspension: int, error: BaseException | None
+) -> World:
+    """Play a scenario to its end, with an exception at one of its suspensions."""
+    world = World(
+        helpers=helpers,
+        max_size=2,
+        min_idle=1,
+        on_connect=lambda conn: conn.execute("set"),
+        ping_after=30.0,
+    )
+    if error is not None:
+        world.strike(suspension, error)
+    try:
+        scenario(world)
+    except BaseException as exc:
+        if error is None or not isinstance(exc, PoolError | type(error) | AssertionError | StopIteration):
+            raise  # a scenario whose preparation was struck ends early; that is fine
+    return world
+
+
+@pytest.mark.parametrize("helpers", [True, False], ids=["helpers", "inline"])
+@pytest.mark.parametrize("strike", STRIKES)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_no_place_is_lost_wherever_an_exception_strikes(
+    scenario: Callable[[World], None], strike: str, helpers: bool
+) -> None:
+    world = play(scenario, helpers, 0, None)
+    suspensions = world.suspensions
+    assert suspensions > 3
+    world.settle()
+    for suspension in range(1, suspensions + 1):
+        world = play(scenario, helpers, suspension, STRIKES[strike]())
+        try:
+            world.settle()
+        except BaseException as exc:
+            exc.add_note(f"struck at suspension {suspension} of {suspensions}")
+            raise
+
+
+def test_every_scenario_is_struck_in_every_kind_of_operation() -> None:
+    kinds: set[str] = set()
+    for scenario in SCENARIOS:
+        for helpers in (True, False):
+            world = World(helpers=helpers, max_size=2, on_connect=lambda conn: conn.execute("set"))
+            scenario(world)
+            for hand in world.hands:
+                kinds.update(hand.steps)
+    assert kinds == {step.value for step in Step if step is not Step.BEGIN} | {"park", "start", "watch"}
