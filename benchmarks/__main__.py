@@ -153,7 +153,9 @@ def main() -> None:
         "--contenders", help=f"who takes part, separated by commas (default: {','.join(PEERS)})"
     )
     parser.add_argument(
-        "--no-download", action="store_true", help="leave out the contender that needs an environment of its own"
+        "--no-download",
+        action="store_true",
+        help="leave out the contender that needs an environment of its own",
     )
     parser.add_argument(
         "--output", type=Path, help="the results file (default: results/DATE.json, none if quick)"
@@ -169,7 +171,9 @@ def main() -> None:
             print(report.markdown(results))
         return
     wanted = options.contenders.split(",") if options.contenders else list(PEERS)
-    if unknown := [name for name in options.names if name not in NAMES] + [w for w in wanted if w not in PEERS]:
+    if unknown := [name for name in options.names if name not in NAMES] + [
+        w for w in wanted if w not in PEERS
+    ]:
         parser.error(f"unknown: {', '.join(unknown)}")
     results = run(
         options.names or list(NAMES),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class RealDriver:
@@ -23,23 +23,22 @@ class RealDriver:
 
 
 class FakeDriver:
-    """A server that takes `connect_seconds` for a connect and `query_seconds` for a query, and keeps a ledger."""
+    """A driver whose connects and queries take the time that they are told, and a ledger of connections."""
 
     def __init__(self, connect_seconds: float, query_seconds: float) -> None:
         self.dsn = ""
-        self.module = DBAPI(self.connect)
+        self.module: Any = DBAPI(self.connect)
         self.connect_seconds = connect_seconds
         self.query_seconds = query_seconds
         self.dials: list[float] = []  # when each began
         self.ledger: list[tuple[float, int]] = []  # when a connection was opened (+1) or closed (-1)
-        self.connection_class = type("Connection", (FakeConnection,), {"driver": self})
+        self.connection_class: Any = type("Connection", (FakeConnection,), {"driver": self})
 
-    def connect(self) -> "FakeConnection":
+    def connect(self) -> Any:
         self.dials.append(time.perf_counter())
         time.sleep(self.connect_seconds)
         self.ledger.append((time.perf_counter(), +1))
-        conn: FakeConnection = self.connection_class()
-        return conn
+        return self.connection_class()
 
     def size(self) -> int:
         """Return the number of connections that are open now."""
@@ -76,7 +75,10 @@ class Status:
 
 
 class FakeConnection:
-    """Enough of a connection for every pool here; only connect and query take time, as in HikariCP's stubs."""
+    """Enough of a connection for every pool here.
+
+    Only connects and queries take time, as in HikariCP's stubs.
+    """
 
     driver: ClassVar[FakeDriver]
     autocommit = False
@@ -84,7 +86,7 @@ class FakeConnection:
     pgconn = Status
 
     @classmethod
-    def connect(cls, conninfo: str = "", **kwargs: object) -> "FakeConnection":  # noqa: ARG003 -- psycopg's
+    def connect(cls, conninfo: str = "", **kwargs: object) -> Any:  # noqa: ARG003 -- psycopg's
         return cls.driver.connect()
 
     def cursor(self) -> "FakeCursor":
@@ -101,7 +103,7 @@ class FakeConnection:
             self.closed = True
             self.driver.ledger.append((time.perf_counter(), -1))
 
-    def __enter__(self) -> "FakeConnection":  # psycopg_pool enters the connection, too
+    def __enter__(self) -> Self:  # psycopg_pool enters the connection, too
         return self
 
     def __exit__(self, *exc_info: object) -> None:

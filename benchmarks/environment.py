@@ -1,4 +1,4 @@
-"""What a figure depends on: the machine, the versions, and an environment for the contender with our import name."""
+"""What a figure depends on: the machine and the versions; and an environment for the other connpool."""
 
 import importlib.util
 import os
@@ -53,7 +53,7 @@ def here() -> dict[str, str]:
 
 
 def alone() -> dict[str, str]:
-    """Return the variables for workers in the environment made for them: they find nothing of ours but this package."""
+    """Return the variables for workers in the environment made for them: of ours only `benchmarks`."""
     return {"PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1"}
 
 
@@ -63,7 +63,7 @@ def cache() -> Path:
 
 
 def pypi_python(*, make: bool) -> Path | str:
-    """Return the interpreter of the environment with PyPI's connpool, made if need be; or why there is none."""
+    """Return the interpreter that has PyPI's connpool, made if need be; or why there is none."""
     psycopg = version("psycopg")
     python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
     home = cache() / f"{PYPI}-psycopg-{psycopg}-python-{python_version}".replace("==", "-")

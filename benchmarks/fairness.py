@@ -1,7 +1,8 @@
 """One thread waits in the queue; another releases the only connection and asks for it again at once.
 
-Is the one who waited overtaken?  An *attempt* is one such release and acquire while the waiter is queued.  A pool that
-hands over serves the waiter at the first attempt; the waiter then queues anew, until all attempts are used up.
+Is the one who waited overtaken?  An *attempt* is one such release and acquire while the waiter is queued.
+A pool that hands over serves the waiter at the first attempt; the waiter then queues anew, until all
+attempts are used up.
 """
 
 import threading
@@ -65,17 +66,12 @@ def measure(peer: type[Peer], dsn: str, attempts: int) -> dict[str, Any]:
 def tables(cases: list[Case]) -> list[Table]:
     case = cases[0]
     head = ["", f"times overtaken, of {case['case']['attempts']}, each round"]
-    rows = [
-        [name, ", ".join(f"{n:.0f}" for n in series(case, name, "overtaken"))]
-        for name in names(case)
-    ]
+    rows = [[name, ", ".join(f"{n:.0f}" for n in series(case, name, "overtaken"))] for name in names(case)]
     return [Table(TITLE, head, rows)]
 
 
 def demands(cases: list[Case]) -> list[Demand]:
     times = series(cases[0], OURS, "overtaken")
     return [
-        Demand(
-            "one waiter against a loop: times overtaken", max(times) if times else None, 0, at_most=True
-        )
+        Demand("one waiter against a loop: times overtaken", max(times) if times else None, 0, at_most=True)
     ]

@@ -1,8 +1,7 @@
 """Medians, spreads and ratios, and what is demanded of them.
 
-A *round* maps each contender to what it measured; a contender that is missing or failed is not in it.  Contenders
-take turns within a round, so that whatever else the machine does meets them all; a ratio is taken within each round
-first, and the median is that of the ratios.
+A *round* maps each contender to what it measured.  Contenders take turns within a round, so that whatever
+else the machine does meets them all; ratios are taken within each round, and their median is shown.
 """
 
 from collections.abc import Callable
@@ -32,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Demand:
-    """A figure that the project promises, and whether this run kept it; `value` is None if it was not measured."""
+    """A figure that the project promises, and whether this run kept it.  None: it was not measured."""
 
     what: str
     value: float | None

@@ -1,8 +1,8 @@
 """Who takes part: one class per contender, with the same five methods.
 
-Each is configured as its own documentation would have it for "at most N connections, callers wait"; every other
-option keeps its default.  `configuration` says how, `empty` what it does in an empty block besides lending; both
-are printed with the figures.
+Each is configured as its own documentation would have it for "at most N connections, callers wait"; every
+other option keeps its default.  `configuration` says how, `empty` what it does in an empty block besides
+lending; both are printed with the figures.
 """
 
 import queue
@@ -46,7 +46,7 @@ class Connpool(Peer):
     distribution = "dbapi-connpool"
     module = "connpool"
     configuration = "ConnectionPool(connect, max_size=N)"
-    empty = "looks at psycopg's and libpq's state; reads the clock twice; records how long the connection was lent"
+    empty = "looks at the driver's state; reads the clock twice; records how long the connection was lent"
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
         import connpool
@@ -70,7 +70,9 @@ class PsycopgPool(Peer):
     distribution = "psycopg-pool"
     module = "psycopg_pool"
     configuration = "ConnectionPool(dsn, min_size=N, max_size=N)"
-    empty = "looks at libpq's state; commits in the driver, which sends nothing; five clock readings, usage counters"
+    empty = (
+        "looks at the driver's state; its commit(), which sends nothing; reads the clock five times; counters"
+    )
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
         import psycopg_pool
@@ -99,7 +101,9 @@ class SQLAlchemy(Peer):
     distribution = "SQLAlchemy"
     module = "sqlalchemy"
     configuration = "QueuePool(connect, pool_size=N, max_overflow=0), without an Engine"
-    empty = "rollback() of the driver, which sends nothing (reset_on_return); a proxy and a finalizer per checkout"
+    empty = (
+        "the driver's rollback(), which sends nothing (reset_on_return); a proxy and a finalizer each time"
+    )
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
         from sqlalchemy.pool import QueuePool
@@ -124,10 +128,10 @@ class DBUtils(Peer):
     distribution = "DBUtils"
     module = "dbutils"
     configuration = "PooledDB(psycopg, maxconnections=N, blocking=True)"
-    empty = "rollback() of the driver, which sends nothing (reset=True), under the lock; a proxy per checkout"
+    empty = "the driver's rollback(), which sends nothing (reset=True), under the lock; a proxy each time"
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
-        from dbutils.pooled_db import PooledDB
+        from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped] # has no types
 
         options = {"conninfo": driver.dsn} if driver.dsn else {}
         self.pool = PooledDB(
@@ -150,13 +154,13 @@ class DBUtils(Peer):
 
 
 class PyPIConnpool(Peer):
-    """The package that is called connpool on the index: same import name, so never in one process with ours."""
+    """The package that is called connpool on PyPI: same import name, so never in one process with ours."""
 
     name = "connpool 1.0.14 (PyPI)"
     distribution = "connpool"
     module = "connpool"
     configuration = "ConnectionPool.from_callables(connect, close=..., config=PoolConfig(max_size=N))"
-    empty = "nothing with the connection: it resets only if a function for it is given; counters under a second lock"
+    empty = "nothing: it resets only if it is given a function for that; counters, under a second lock"
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
         import connpool
@@ -181,7 +185,7 @@ class PyPIConnpool(Peer):
 
 
 class Floor(Peer):
-    """The least that a pool can do in Python: a thread-safe queue of the standard library, and a context manager."""
+    """The least that lends and takes back: a queue of the standard library, and a context manager."""
 
     name = "floor"
     distribution = None
@@ -230,7 +234,7 @@ OURS, FLOOR = Connpool.name, Floor.name
 
 
 def fill(peer: Peer, size: int) -> None:
-    """Have a pool open all its connections, in its own time: pools that open on demand are otherwise given less."""
+    """Have a pool open all its connections before it is measured, also one that opens on demand."""
     held: list[Any] = []
     lock = threading.Lock()
 
@@ -245,7 +249,7 @@ def fill(peer: Peer, size: int) -> None:
 
 
 def run_threads(jobs: Iterable[Callable[[], object]]) -> None:
-    """Run jobs at the same time, each in a thread of its own; wait for all of them; raise what the first one raised."""
+    """Run jobs at the same time, each in its own thread; wait for all; raise what the first one raised."""
     errors: list[BaseException] = []
 
     def run(job: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a results file, as SVG: the same bytes for the same results, readable on light and on dark pages."""
+"""Pictures of a results file, as SVG: equal results, equal bytes; readable on light and on dark pages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ COLOURS = {
     "connpool 1.0.14 (PyPI)": "#b8860b",
     FLOOR: INK,
 }
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "connpool",
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -109,9 +109,7 @@ def contended(figure: Figure, cases: list[Case]) -> str:
             axes[0].bar(at, median(values), width * 0.9, color=COLOURS[name], label=label)
             axes[0].plot([at, at], [min(values), max(values)], color=INK, linewidth=1)
     axes[0].set_yscale("log")
-    axes[0].set_xticks(
-        range(len(empty)), [f"{c['case']['threads']} on {c['case']['size']}" for c in empty]
-    )
+    axes[0].set_xticks(range(len(empty)), [f"{c['case']['threads']} on {c['case']['size']}" for c in empty])
     axes[0].set_title("Threads on connections, empty block")
     axes[0].set_ylabel("thousand cycles per second")
     axes[0].legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
@@ -119,7 +117,9 @@ def contended(figure: Figure, cases: list[Case]) -> str:
         contenders = [name for name in names(held) if name != FLOOR][::-1]
         for place, name in enumerate(contenders):
             served = held["rounds"][0].get(name, {}).get("served", [])
-            axes[1].scatter(served, [place] * len(served), s=22, color=COLOURS[name], alpha=0.55, linewidths=0)
+            axes[1].scatter(
+                served, [place] * len(served), s=22, color=COLOURS[name], alpha=0.55, linewidths=0
+            )
         axes[1].set_yticks(range(len(contenders)), contenders)
         axes[1].set_xscale("symlog", linthresh=1)
         axes[1].set_xlim(-0.4)

@@ -1,8 +1,8 @@
 """Fifty requests at once meet five idle connections; a connect takes 150 ms, a query 2 ms.
 
-HikariCP calls it "Welcome to the Jungle": all could be served by the five in 20 ms, long before the first new
-connection is there.  How many connections does the pool open, who is served when, and what is left of them a second
-later?  In the sustained variant the load stays, with queries of 20 ms: now the pool must grow.
+HikariCP calls it "Welcome to the Jungle": all could be served by the five in 20 ms, long before the first
+new connection is there.  How many connections does the pool open, who is served when, and how many are left a
+second later?  In the sustained variant the load stays, with queries of 20 ms: now the pool must grow.
 
 The driver is a fake, so that connects and queries take what the script says.
 """
@@ -194,7 +194,5 @@ def demands(cases: list[Case]) -> list[Demand]:
         ]
     if case := find(cases, kind="sustained"):
         sizes = series(case, OURS, "size_at_most")
-        found.append(
-            Demand("sustained load: connections", min(sizes, default=None), ENOUGH, at_most=False)
-        )
+        found.append(Demand("sustained load: connections", min(sizes, default=None), ENOUGH, at_most=False))
     return found

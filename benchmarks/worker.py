@@ -1,7 +1,7 @@
 """One contender in a process of its own: JSON lines in on stdin, JSON lines out on stdout.
 
-A process each, because a pool's threads and its share of the garbage collector are its own affair, and because two of
-the contenders have the same import name.  A worker that is not asked sleeps in a read.
+A process each, because a pool's threads and its share of the garbage collector are its own affair, and
+because two of the contenders have the same import name.  A worker that is not asked sleeps in a read.
 
     {"do": "hello", "peer": "DBUtils"}                         -> {"version": "3.2.0"} or {"missing": "why"}
     {"do": "run", "benchmark": "cycle", "dsn": "...", "case": {...}}   -> what the benchmark measured
@@ -31,7 +31,7 @@ def exact_sleeps() -> None:
 
 
 def hello(peer: type[Peer]) -> dict[str, Any]:
-    """Say which version of the contender is here, and make sure that it is the right one of the two connpools."""
+    """Say which version of the contender is here; make sure that it is the right one of the two connpools."""
     try:
         module = importlib.import_module(peer.module)
     except ImportError:
@@ -53,7 +53,7 @@ def hello(peer: type[Peer]) -> dict[str, Any]:
 
 
 def run(peer: type[Peer], benchmark: str, dsn: str, case: dict[str, Any]) -> dict[str, Any]:
-    """Measure once, with garbage collection in the same state for everybody: on, and nothing old to look at."""
+    """Measure once, with the garbage collector in the same state for everybody: on, and nothing old in it."""
     measure = importlib.import_module(f".{benchmark}", __package__).measure
     gc.collect()
     gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import weakref
 from collections.abc import Callable
 from itertools import count
@@ -84,6 +85,32 @@ class Lease(Generic[C]):
         pool._exit(self, exc)
 
     # -- end of warm path
+
+
+def _enter_by_flow(lease: Lease[C]) -> C:
+    return lease._pool._enter(lease, None)
+
+
+def _exit_by_flow(
+    lease: Lease[C],
+    exc_type: type[BaseException] | None,  # noqa: ARG001 -- the signature of __exit__
+    exc: BaseException | None,
+    traceback: TracebackType | None,  # noqa: ARG001 -- as above
+) -> None:
+    lease._pool._exit(lease, exc)
+
+
+def lock_leases() -> None:
+    """Let every lease take the flows, whose steps run under the lock.
+
+    For builds without a GIL, where the single operations of the warm path are not atomic.
+    """
+    Lease.__enter__ = _enter_by_flow  # type: ignore[method-assign] # that is the purpose
+    Lease.__exit__ = _exit_by_flow  # type: ignore[method-assign] # that is the purpose
+
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    lock_leases()
 
 
 class _BareLease(Lease[C]):

@@ -132,14 +132,21 @@ class Housekeeper:
             self._thread = None  # parked threads look around by themselves
 
     def _keep(self) -> None:
-        while True:
+        try:
+            while (runner := self._await_duty()) is not None:
+                runner.upkeep()
+                del runner  # not while we sleep: we keep no pool alive
+        except BaseException:
             with self._changed:
-                runner = self._next()
-                if runner is None:
-                    self._thread = None
-                    return
-            runner.upkeep()
-            del runner
+                self._thread = None  # the next duty starts another one
+            raise
+
+    def _await_duty(self) -> ThreadRunner | None:
+        with self._changed:
+            runner = self._next()
+            if runner is None:
+                self._thread = None
+            return runner
 
     def _next(self) -> ThreadRunner | None:
         """Wait for the next duty that is due; ``None`` when there is none left.  Lock held."""
@@ -149,7 +156,7 @@ class Housekeeper:
             if at <= now:
                 del self._due[runner]
                 return runner
-            del runner  # not while we sleep: we keep no pool alive
+            del runner  # as above
             self._wakes_at = at
             self._changed.wait(min(at - now, threading.TIMEOUT_MAX))
         return None

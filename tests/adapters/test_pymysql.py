@@ -257,9 +257,7 @@ def test_a_select_without_autocommit_is_dirty_although_no_flag_shows_it(lent: Le
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
-def test_after_the_borrowers_own_ending_it_is_clean_until_something_is_sent(
-    lent: Lent, ending: str
-) -> None:
+def test_after_the_borrowers_own_ending_it_is_clean_until_something_is_sent(lent: Lent, ending: str) -> None:
     run(lent.conn, "select 1")
     getattr(lent.conn, ending)()
     assert lent.conn.insert_id() == 0
@@ -576,9 +574,7 @@ def test_a_failed_dial_leaves_nothing_to_the_collector(mariadb: MariaDB) -> None
 
 
 def test_a_user_with_too_many_sessions_is_full(mariadb: MariaDB) -> None:
-    mariadb.execute(
-        "create or replace user few@'%' identified by 'few' with max_user_connections 1"
-    )
+    mariadb.execute("create or replace user few@'%' identified by 'few' with max_user_connections 1")
     adapter: PyMySQLAdapter[Any] = PyMySQLAdapter(
         host=mariadb.host, port=mariadb.port, user="few", password="few"
     )
@@ -709,9 +705,7 @@ def test_an_error_in_use_is_told_by_its_code(
         (ValueError("x"), Fault.ORDINARY),
     ],
 )
-def test_an_error_while_dialling(
-    adapter: PyMySQLAdapter[Any], error: Exception, fault: Fault
-) -> None:
+def test_an_error_while_dialling(adapter: PyMySQLAdapter[Any], error: Exception, fault: Fault) -> None:
     assert adapter.fault(error, dialling=True) is fault
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import psycopg
 import pymysql
 import pytest
+from servers import FaultProxy, MariaDB, PostgreSQL, wait_until
+from threads.crowd import crowd
+
 from connpool import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
 from connpool.adapters.psycopg import PsycopgAdapter
 from connpool.adapters.pymysql import PyMySQLAdapter
-from servers import FaultProxy, MariaDB, PostgreSQL, wait_until
-
-from threads.crowd import crowd
 
 pytestmark = [pytest.mark.chaos, pytest.mark.server]
 

@@ -118,6 +118,7 @@ class Model:
             state = (shareds.of(shared), *map(locals_.of, own))
             came_from[state] = None
             frontier.append(state)
+        strictly_sorted = _strictly_sorted[self.threads]
         try:
             while frontier:
                 state = frontier.pop()
@@ -142,6 +143,8 @@ class Model:
                         moved = True
                         self.transitions += 1
                         successor = (after, *state[1 : actor + 1], mine, *state[actor + 2 :])
+                        if not strictly_sorted(successor):
+                            successor = self._canonical(successor, shareds)
                         if successor not in came_from:
                             came_from[successor] = state
                             frontier.append(successor)
@@ -152,6 +155,13 @@ class Model:
             raise Violation(f"{violation}\n{self._story(state, came_from, shareds, locals_)}") from None
         self.states = len(came_from)
         return self
+
+    def _canonical(self, state: tuple[int, ...], shareds: _Numbers[Shared]) -> tuple[int, ...]:
+        """Return the one state that stands for all that differ only in which thread is which."""
+        shared = shareds[state[0]]
+        order = sorted(range(self.threads), key=lambda thread: (state[thread + 1], _role(shared, thread)))
+        number = shareds.of(_permuted(shared, order))
+        return (number, *(state[thread + 1] for thread in order), *state[self.threads + 1 :])
 
     def _story(
         self,
@@ -326,7 +336,9 @@ class Model:
 
     def _at_leave_regardless(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         shared = shared._replace(
-            outcomes=_with(shared.outcomes, actor, LEFT), waiters=tuple(w for w in shared.waiters if w != actor)
+            outcomes=_with(shared.outcomes, actor, None),
+            waiters=tuple(w for w in shared.waiters if w != actor),
+            woken=shared.woken - {actor},
         )
         return [(_drop_ticket(shared, actor), me._replace(at="owes", then=("over",)))]
 
@@ -418,9 +430,13 @@ class Model:
     def _at_unlink(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         if not shared.waiters:  # only if somebody leaves without the lock
             return [(shared, me._replace(at="match"))]
-        return [(self._woken(shared._replace(waiters=shared.waiters[1:]), shared.waiters[0]), me._replace(at="match"))]
+        head, shared = shared.waiters[0], shared._replace(waiters=shared.waiters[1:])
+        return [(self._woken(shared, head), me._replace(at="match"))]
 
     def _woken(self, shared: Shared, thread: int) -> Shared:
+        """Wake a thread that is out of the queue now; if it knows its outcome already, nobody notices."""
+        if shared.outcomes[thread] == LEFT:
+            return shared._replace(outcomes=_with(shared.outcomes, thread, None))
         if self.mutation == "wake nobody":
             return shared
         return shared._replace(woken=shared.woken | {thread})
@@ -437,6 +453,8 @@ class Model:
     def _at_plan(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         if shared.lock is not None:
             return []
+        if not shared.waiters or shared.closed:
+            return [(shared, _goes_on(me))]
         return [(shared._replace(lock=actor), me._replace(at="match", then=("reserve", *me.then)))]
 
     def _at_reserve(self, actor: int, shared: Shared, me: Local) -> list[Step]:
@@ -552,7 +570,9 @@ def _retired(shared: Shared, entry: int) -> Shared:
 def _received(shared: Shared, me: Local, actor: int) -> Step:
     """Take an outcome out of the waiter."""
     outcome = shared.outcomes[actor]
-    shared = shared._replace(outcomes=_with(shared.outcomes, actor, LEFT))
+    # It stays settled as long as it is in the queue; afterwards nobody can see it.
+    left = LEFT if actor in shared.waiters else None
+    shared = shared._replace(outcomes=_with(shared.outcomes, actor, left), woken=shared.woken - {actor})
     if outcome is None or outcome < 0:
         return _drop_ticket(shared, actor), me._replace(at="over")
     return shared, me._replace(at="look", own=outcome)
@@ -574,6 +594,40 @@ def _entries(shared: Shared) -> tuple[int, ...]:
     """Return the entries that the shared state owns."""
     delivered = [outcome for outcome in shared.outcomes if outcome is not None and outcome >= 0]
     return (*shared.idle, *delivered)
+
+
+# -- threads are interchangeable ---------------------------------------------------------------------------
+
+_strictly_sorted: dict[int, Callable[[tuple[int, ...]], bool]] = {
+    2: lambda state: state[1] < state[2],
+    3: lambda state: state[1] < state[2] < state[3],
+}
+
+
+def _role(shared: Shared, thread: int) -> tuple[int, ...]:
+    """Return all that the shared state says of one thread."""
+    ticket, outcome = shared.tickets[thread], shared.outcomes[thread]
+    return (
+        shared.waiters.index(thread) if thread in shared.waiters else -1,
+        -1 if ticket is None else ticket,
+        -9 if outcome is None else outcome,
+        thread in shared.woken,
+        shared.lock == thread,
+    )
+
+
+def _permuted(shared: Shared, order: list[int]) -> Shared:
+    """Return the state in which ``order[n]`` is called *n*."""
+    if order == sorted(order):
+        return shared
+    called = {thread: name for name, thread in enumerate(order)}
+    return shared._replace(
+        waiters=tuple(called.get(w, w) for w in shared.waiters),
+        outcomes=tuple(shared.outcomes[thread] for thread in order),
+        woken=frozenset(called[w] for w in shared.woken),
+        tickets=tuple(shared.tickets[thread] for thread in order),
+        lock=shared.lock if shared.lock is None else called.get(shared.lock, shared.lock),
+    )
 
 
 class _Numbers(Generic[T]):

@@ -4,12 +4,12 @@ import threading
 import time
 
 import pytest
+from servers import wait_until
+from threads.crowd import Crowd, crowd
+
 from connpool import ConnectionPool
 from connpool.testing import FakeAdapter, FakeServer
 from connpool.threads import ThreadWaiter
-from servers import wait_until
-
-from threads.crowd import Crowd, crowd
 
 pytestmark = pytest.mark.stress
 

@@ -4,12 +4,12 @@ import threading
 import time
 
 import pytest
+from servers import wait_until
+from threads.crowd import crowd
+
 from connpool import ConnectionPool, PoolError
 from connpool.engine.flows import Step
 from connpool.testing import FakeAdapter, FakeServer
-from servers import wait_until
-
-from threads.crowd import crowd
 
 pytestmark = pytest.mark.stress
 

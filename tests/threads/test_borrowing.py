@@ -5,6 +5,7 @@ import gc
 import threading
 
 import pytest
+
 from connpool import ConnectionPool, PoolMisuse, PoolStats, create_pool
 from connpool.testing import FakeAdapter, FakeConnection, FakeError, FakeServer
 

@@ -3,13 +3,13 @@
 import threading
 from collections.abc import Callable
 
-import connpool
 import pytest
+from servers import wait_until
+
+import connpool
 from connpool import ConnectionPool, PoolClosed, PoolOverloaded, PoolTimeout, PoolUnavailable
 from connpool.engine.flows import Step
 from connpool.testing import FakeAdapter, FakeConnection, FakeOperationalError, FakeServer
-from servers import wait_until
-
 from threads.crowd import Crowd
 
 

@@ -7,12 +7,12 @@ import threading
 import weakref
 from pathlib import Path
 
-import connpool
 import pytest
-from connpool import ConnectionPool, PoolClosed, PoolUnavailable
-from connpool.testing import FakeAdapter, FakeConnection, FakeOperationalError, FakeServer
 from servers import wait_until
 
+import connpool
+from connpool import ConnectionPool, PoolClosed, PoolUnavailable
+from connpool.testing import FakeAdapter, FakeConnection, FakeOperationalError, FakeServer
 from threads.crowd import Crowd
 
 
@@ -248,24 +248,48 @@ def test_a_pool_used_inside_its_own_lock_is_named(server):
             pool.acquire()
 
 
-def test_a_process_that_ends_without_closing_its_pool_says_nothing(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sqlite3, connpool\n"
-        "pool = connpool.create_pool('sqlite://')\n"
-        "with pool.connection() as conn:\n"
-        "    conn.execute('select 1')\n"
-    )
-    source = Path(connpool.__file__).parents[1]
+def run_script(text: str) -> None:
+    """Run a script in a fresh interpreter; it must end well and say nothing."""
+    source = str(Path(connpool.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", script],
-        env={"PYTHONPATH": str(source)},
+        [sys.executable, "-X", "dev", "-W", "error", "-c", text],
+        env={"PYTHONPATH": source},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_process_that_ends_without_closing_its_pool_says_nothing():
+    run_script(
+        "import connpool\n"
+        "pool = connpool.create_pool('sqlite://')\n"
+        "with pool.connection() as conn:\n"
+        "    conn.execute('select 1')\n"
+    )
+
+
+def test_without_a_gil_every_lease_takes_the_lock():
+    run_script(
+        "import threading, connpool, connpool.pool\n"
+        "from connpool.testing import FakeAdapter, FakeServer\n"
+        "connpool.pool.lock_leases()\n"
+        "server = FakeServer()\n"
+        "with connpool.ConnectionPool(FakeAdapter(server), max_size=2) as pool:\n"
+        "    def work():\n"
+        "        for _ in range(100):\n"
+        "            with pool.transaction() as conn:\n"
+        "                conn.execute('write')\n"
+        "            pool.release(pool.acquire())\n"
+        "    threads = [threading.Thread(target=work) for _ in range(8)]\n"
+        "    for thread in threads: thread.start()\n"
+        "    for thread in threads: thread.join()\n"
+        "    stats = pool.stats()\n"
+        "    assert stats.acquires == stats.releases == 1600, stats\n"
+        "    assert server.statements.count('commit') == 800\n"
+    )
 
 
 def test_the_constructors_signature_and_the_options_agree():

@@ -49,17 +49,18 @@ class Blow:
     last_after: float | None
 
     def lines(self) -> list[str]:
-        """Tell it in two or three sentences."""
+        """Tell it, a sentence or two on each line."""
         if self.kills_sessions:
             sessions = _count(self.killed, "session")
             lines = [f"At {self.at:.1f} s every server session was terminated: {sessions}."]
             lost = f"{_were(self.in_flight, 'statement')} in flight and failed"
-            if self.late:
-                lost += f", {self.late} more began on a dead session"
         else:
             lines = [f"At {self.at:.1f} s evict() had every connection replaced: no session to kill here."]
             lost = "No statement failed" if not self.in_flight else f"{self.in_flight} statements failed"
         lines.append(f"{lost}; {_count(self.refusals, 'acquire')} failed.")
+        if self.late:
+            # Handed from one borrower to the next between two statements: nobody looked in between.
+            lines.append(f"{self.late} more failed that began on a session which had just died.")
         if self.first_after is not None and self.last_after is not None:
             line = f"First new connection after {_duration(self.first_after)}"
             if self.new > 1:
@@ -212,16 +213,16 @@ class PlainView(_Printing):
 
     _box = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
     _COLUMNS = (
-        ("time", 4),
+        ("time", 5),
         ("in use", 7),
         ("idle", 5),
         ("opening", 8),
         ("waiting", 8),
-        ("sessions", 9),
+        ("server", 7),
         ("per s", 7),
-        ("p50", 8),
-        ("p99", 8),
-        ("served", 9),
+        ("p50", 7),
+        ("p99", 7),
+        ("served", 11),
         ("failed", 7),
     )
 
@@ -235,16 +236,20 @@ class PlainView(_Printing):
         if sample.title != self._title:
             self._title, self._second = sample.title, 0
             self._print("")
-            self._print(f"{sample.title}; p50, p99: of getting a connection; served: least..most per thread")
-            self._print("".join(name.rjust(width) for name, width in self._COLUMNS))
+            self._print(f"{sample.title} (p50, p99: to get one; served: by thread; server: its sessions)")
+            self._print_row([name for name, _ in self._COLUMNS])
         if sample.blow and not self._struck:
             self._struck = True
             self._print(f"     {sample.blow.lines()[0]}")
         second = int(sample.total.seconds)
         if second > self._second:
             self._second = second
-            cells = zip(self._cells(sample), self._COLUMNS, strict=True)
-            self._print("".join(text.rjust(width) for text, (_, width) in cells))
+            self._print_row(self._cells(sample))
+
+    def _print_row(self, cells: list[str]) -> None:
+        # At least one space between two, even where a figure needs more room than it was given.
+        columns = zip(cells, self._COLUMNS, strict=True)
+        self._print(" ".join(text.rjust(width - 1) for text, (_, width) in columns))
 
     def _cells(self, sample: Sample) -> list[str]:
         stats, recent, total = sample.stats, sample.recent, sample.total

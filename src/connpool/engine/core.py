@@ -72,6 +72,10 @@ BATCH: Final = 1000
 """Durations an entry collects before they are folded into the histogram, under the lock."""
 
 
+_DEATHS: Final = frozenset({Reason.DEAD, Reason.BROKEN, Reason.RESET_FAILED})
+"""Reasons that may have befallen other connections in the same moment."""
+
+
 class Refusal(Enum):
     """Outcomes of a waiter that are neither an entry nor an error of the driver."""
 
@@ -230,6 +234,7 @@ class Core(Generic[C]):
         self.retry_at = 0.0  # no dial before
         self.last_error: BaseException | None = None
         self.ever_opened = False
+        self.alarmed_until = 0.0  # a connection was found dead: look at the others before lending them
         self.totals = Totals()
         self.waits: list[float] = []  # seconds of queued acquires, not folded yet; appended without the lock
         self._gate = Waiter(lambda: None)
@@ -359,8 +364,10 @@ class Core(Generic[C]):
         waiter.ticket = next(self._tickets)
 
     @locked
-    def retire(self, entry: Entry[C], reason: Reason) -> None:
+    def retire(self, entry: Entry[C], reason: Reason, now: float) -> None:
         """Discard an entry: its owner lets go of it, its connection is to be closed."""
+        if reason in _DEATHS:
+            self.alarmed_until = now + upkeep.ALARM
         self._retire(entry, reason)
 
     def _retire(self, entry: Entry[C], reason: Reason) -> None:

@@ -145,12 +145,10 @@ class Flows(Generic[C]):
                 if reason is None:
                     entry.lent_at = self._clock()
                     return entry
-                core.retire(entry, reason)
+                core.retire(entry, reason, self._clock())
                 entry = None
                 if core.owes():
                     yield from self.follow_up()
-                if deadline is not None and self._clock() >= deadline:
-                    self._refuse(core.leave(waiter, timed_out=True), self._clock() - began, timeout)
                 waiter = self._again(waiter)
         except BaseException:
             self._give_up(waiter, entry)
@@ -160,7 +158,7 @@ class Flows(Generic[C]):
         """Leave an acquire that was struck by an exception, whatever it had got hold of."""
         delivered = self.core.leave(waiter)
         if entry is not None:
-            self.core.retire(entry, Reason.BROKEN)  # in the middle of a check
+            self.core.retire(entry, Reason.BROKEN, self._clock())  # in the middle of a check
         elif isinstance(delivered, Entry):
             self.core.give(delivered)  # at the moment of the hand-over
 
@@ -202,13 +200,14 @@ class Flows(Generic[C]):
         now = self._clock()
         if entry.doomed:
             return entry.doomed
-        if now < entry.check_at:
+        alarmed = now < self.core.alarmed_until
+        if now < entry.check_at and not alarmed:
             return None
         if now >= entry.expires:
             return Reason.LIFETIME
         options, adapter = self.core.options, self._adapter()
         idle = now - entry.idle_since
-        if options.probe_after is None or idle < options.probe_after:
+        if options.probe_after is None or (idle < options.probe_after and not alarmed):
             return None
         entry.slot.validating = True
         try:
@@ -249,7 +248,7 @@ class Flows(Generic[C]):
             reason = yield from self._reset(entry, adapter, verdict)
         except BaseException:
             entry.holds.append(held)
-            core.retire(entry, Reason.BROKEN)
+            core.retire(entry, Reason.BROKEN, self._clock())
             raise
         entry.holds.append(held)  # it counts as released from here on, no sooner
         if reason is None and len(entry.holds) >= entry.batch:
@@ -258,7 +257,7 @@ class Flows(Generic[C]):
         if reason is None:
             core.give(entry)
         else:
-            core.retire(entry, reason)
+            core.retire(entry, reason, self._clock())
         del entry
         if core.owes():
             yield from self.follow_up()
@@ -541,5 +540,5 @@ def _because(error: BaseException | None) -> str:
     """Return the first line of what the driver said; the rest is in the cause."""
     if error is None:
         return ""
-    first = str(error).strip().partition("\n")[0]
+    first = str(error).strip().partition("\n")[0].strip()
     return f"; last connect error: {type(error).__name__}: {first}" if first else f"; {type(error).__name__}"

@@ -62,7 +62,7 @@ class Histogram:
         ordered = sorted(durations)
         start, end = 0, len(ordered)
         while start < end:
-            mantissa, exponent = frexp(ordered[start] or _TINY)
+            mantissa, exponent = frexp(max(ordered[start], _TINY))
             step = int(mantissa * _STEPS)
             stop = bisect_left(ordered, ldexp(step + 1, exponent) / _STEPS, start)
             self._counts[exponent * _STEPS + step] += stop - start

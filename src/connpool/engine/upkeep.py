@@ -35,6 +35,13 @@ DIAL_GRACE = 1.0
 NEWBORN = 0.5
 """Seconds for which a new connection is not looked at, whatever the options: its handshake was a look."""
 
+ALARM = 1.0
+"""Seconds after a connection was found dead for which every hand-over looks at the socket first.
+
+Sessions seldom die alone.  A busy connection is never idle for `probe_after`: without this, one whose
+session ended between two borrowers would be lent once more.
+"""
+
 LIFETIME_JITTER = 0.1
 """The share of `max_lifetime` that chance may take away, so that connections do not expire together."""
 

@@ -1,0 +1,418 @@
+"""A hypothesis state machine over the core: any order of transitions, against a model that is simple.
+
+The model knows who was queued when, and who owns what; it knows nothing of how the core does it.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from connpool.engine import upkeep
+from connpool.engine.core import Core, Entry, Refusal, Slot
+from connpool.engine.stats import Reason
+from connpool.testing import FakeConnection, FakeServer
+from engine.driver import NOW, Caller, assert_lawful, make_core
+
+GRACE = upkeep.CLOSE_GRACE
+PATIENCE = 10.0  # seconds after which a dial is given up
+WAITING = 3  # the bound of the queue
+
+
+class Pool(RuleBasedStateMachine):
+    """What callers, dials, helpers, the operator and time do to a core."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server = FakeServer()
+        self.now = NOW
+        self.core: Core[FakeConnection] = make_core()
+        self.queue: list[Caller] = []  # the model's: who waits, oldest first
+        self.served: list[Caller] = []  # handed an entry, not woken up yet
+        self.lent: list[Entry[FakeConnection]] = []
+        self.dials: list[Entry[FakeConnection]] = []
+        self.closing: list[tuple[Slot, FakeConnection, float]] = []
+        self.doomed: set[int] = set()  # the numbers of connections that must not be lent again
+        self.closed = False
+        self.timeouts = 0
+        self.overloads = 0
+        self.uses = 0
+
+    @initialize(
+        max_size=st.integers(1, 4),
+        min_idle=st.integers(0, 2),
+        max_connecting=st.integers(1, 3),
+        max_waiting=st.sampled_from((None, WAITING)),
+        max_uses=st.sampled_from((None, 1, 3)),
+    )
+    def begin(
+        self,
+        max_size: int,
+        min_idle: int,
+        max_connecting: int,
+        max_waiting: int | None,
+        max_uses: int | None,
+    ) -> None:
+        self.core = make_core(
+            max_size=max_size,
+            min_idle=min(min_idle, max_size),
+            max_connecting=max_connecting,
+            max_waiting=max_waiting,
+            max_uses=max_uses,
+            idle_timeout=5.0,
+        )
+        self.max_size = max_size
+        self.max_connecting = max_connecting
+        self.max_waiting = max_waiting
+        self.max_uses = max_uses
+
+    # -- callers ---------------------------------------------------------------------------------------
+
+    @rule()
+    def a_caller_comes(self) -> None:
+        caller = Caller()
+        idle, room = len(self.core.idle), max(0, self.max_size - self.core.available())
+        outcome = self.core.queue(caller)
+        if self.closed:
+            assert outcome is Refusal.CLOSED
+        elif idle:
+            assert isinstance(outcome, Entry), "an idle connection is at hand"
+            self.served.append(caller)
+        elif self.max_waiting is not None and len(self.queue) >= self.max_waiting + room:
+            assert outcome is Refusal.OVERLOADED
+            self.overloads += 1
+        else:
+            assert outcome is None
+            self.queue.append(caller)
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data(), timed_out=st.booleans())
+    def a_caller_leaves(self, data: st.DataObject, timed_out: bool) -> None:
+        caller = data.draw(st.sampled_from(self.queue), "caller")
+        assert self.core.leave(caller, timed_out=timed_out) is Refusal.LEFT
+        self.queue.remove(caller)
+        self.timeouts += timed_out
+
+    @precondition(lambda self: self.served)
+    @rule(data=st.data())
+    def a_caller_wakes_up(self, data: st.DataObject) -> None:
+        entry = self.take(data)
+        self.lent.append(entry)
+
+    @precondition(lambda self: self.served)
+    @rule(data=st.data())
+    def a_caller_leaves_too_late(self, data: st.DataObject) -> None:
+        caller = data.draw(st.sampled_from(self.served), "caller")
+        self.served.remove(caller)
+        entry = self.core.leave(caller, timed_out=True)
+        assert isinstance(entry, Entry), "what was delivered got lost"
+        self.give(entry)
+
+    @precondition(lambda self: self.served)
+    @rule(data=st.data())
+    def a_candidate_turns_out_to_be_dead(self, data: st.DataObject) -> None:
+        caller = data.draw(st.sampled_from(self.served), "caller")
+        self.served.remove(caller)
+        self.retire(caller.take(), Reason.DEAD)
+        again = Caller()
+        again.ticket = caller.ticket
+        idle = len(self.core.idle)
+        outcome = self.core.queue(again)
+        if self.closed:
+            assert outcome is Refusal.CLOSED
+        elif idle:
+            assert isinstance(outcome, Entry)
+            self.served.append(again)
+        else:
+            assert outcome is None
+            self.queue.append(again)
+            self.queue.sort(key=lambda caller: caller.ticket or 0)
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def a_connection_comes_back(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.lent), "entry")
+        self.lent.remove(entry)
+        self.use(entry)
+        self.give(entry)
+
+    @precondition(lambda self: self.lent and not self.closed)
+    @rule(data=st.data())
+    def a_connection_comes_back_by_the_warm_path(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.lent), "entry")
+        self.lent.remove(entry)
+        self.use(entry)
+        entry.idle_since = self.now
+        self.core.idle.append(entry)
+        if self.core.waiters or entry.doomed:
+            self.core.rematch(entry)
+        self.note_delivery(entry)
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def a_connection_comes_back_broken(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.lent), "entry")
+        self.lent.remove(entry)
+        self.retire(entry, Reason.BROKEN)
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def a_connection_is_detached(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.lent), "entry")
+        self.lent.remove(entry)
+        assert self.core.detach(entry.conn)
+        assert not self.core.detach(entry.conn)
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def an_entry_is_lost(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.lent) - 1), "index")
+        reported = len(self.core.lost)
+        del self.lent[index]
+        assert len(self.core.lost) == reported + 1, "nobody heard of its end"
+
+    # -- dials -----------------------------------------------------------------------------------------
+
+    @rule()
+    def a_dial_is_planned(self) -> None:
+        entry = self.core.plan(self.now, self.now + PATIENCE)
+        self.give_up_overdue()
+        if entry is not None:
+            assert not self.closed
+            assert self.now >= self.core.retry_at
+            assert len(self.core.slots) <= self.max_size
+            assert len(self.core.opening) <= self.max_connecting
+            self.dials.append(entry)
+
+    @precondition(lambda self: self.dials)
+    @rule(data=st.data())
+    def a_dial_succeeds(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.dials), "dial")
+        self.dials.remove(entry)
+        entry.slot.conn = entry.conn = self.server.accept()
+        entry.idle_since = self.now
+        given_up = entry.slot not in self.core.slots
+        self.core.opened(entry, 0.01)
+        if not given_up:
+            self.note_delivery(entry)
+
+    @precondition(lambda self: self.dials)
+    @rule(data=st.data(), fatal=st.booleans(), connected=st.booleans())
+    def a_dial_fails(self, data: st.DataObject, fatal: bool, connected: bool) -> None:
+        entry = data.draw(st.sampled_from(self.dials), "dial")
+        self.dials.remove(entry)
+        if connected:  # and its hook failed
+            entry.slot.conn = entry.conn = self.server.accept()
+        given_up = entry.slot not in self.core.slots
+        hopeless = (fatal or not self.core.ever_opened) and not self.core.available()
+        error = OSError("refused")
+        self.core.dial_failed(entry, error, fatal=fatal, now=self.now, chance=0.5)
+        assert connected or entry.slot not in self.core.slots, "its place is not free"
+        if hopeless and not given_up:
+            assert all(caller.outcome is error for caller in self.queue)
+            self.queue.clear()
+
+    @precondition(lambda self: self.dials)
+    @rule(data=st.data(), connected=st.booleans())
+    def a_dial_is_lost(self, data: st.DataObject, connected: bool) -> None:
+        index = data.draw(st.integers(0, len(self.dials) - 1), "index")
+        if connected:
+            self.dials[index].slot.conn = self.server.accept()
+        given_up = self.dials[index].slot not in self.core.slots
+        reported = len(self.core.lost)
+        del self.dials[index]
+        assert given_up or len(self.core.lost) == reported + 1
+
+    # -- closing ---------------------------------------------------------------------------------------
+
+    @rule()
+    def a_closing_begins(self) -> None:
+        slot = self.core.next_to_close(self.now)
+        if slot is not None:
+            conn = slot.conn
+            assert isinstance(conn, FakeConnection), "there is nothing to close"
+            assert not conn.closed, "it is closed twice"
+            self.closing.append((slot, conn, self.now + GRACE))
+
+    @precondition(lambda self: self.closing)
+    @rule(data=st.data())
+    def a_closing_ends(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.closing), "closing")
+        self.closing.remove(job)
+        slot, conn, _ = job
+        conn.close()
+        self.core.freed(slot)
+        assert slot not in self.core.slots
+
+    # -- operator and time -----------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.closed)
+    @rule()
+    def the_pool_is_evicted(self) -> None:
+        self.core.evict()
+        assert not self.core.idle
+        self.doom_all()
+
+    @precondition(lambda self: not self.closed)
+    @rule(max_size=st.integers(1, 4), min_idle=st.integers(0, 2))
+    def the_pool_is_resized(self, max_size: int, min_idle: int) -> None:
+        self.core.resize(max_size, min(min_idle, max_size))
+        self.max_size = max_size
+        staying = [entry for entry in self.owned() if not entry.doomed]
+        assert len(staying) + len(self.core.idle) <= max_size
+
+    @rule(really=st.integers(0, 9))
+    def the_pool_is_closed(self, really: int) -> None:
+        if really and not self.closed:  # seldom: little happens in a closed pool
+            return
+        self.core.shut()
+        self.closed = True
+        assert all(caller.outcome is Refusal.CLOSED for caller in self.queue)
+        self.queue.clear()
+        self.doom_all()
+
+    @rule(seconds=st.sampled_from((0.01, 0.5, 1.0, 11.0, 100.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def idle_connections_are_pruned(self) -> None:
+        idle = list(self.core.idle)
+        self.core.prune(self.now)
+        gone = [entry for entry in idle if entry not in self.core.idle]
+        assert gone == idle[: len(gone)], "not the longest idle"
+        assert len(self.core.idle) >= min(len(idle), self.core.min_idle)
+
+    @rule()
+    def somebody_looks_around(self) -> None:
+        self.core.rematch(None)
+
+    @rule()
+    def somebody_asks_when_to_come_back(self) -> None:
+        due = self.core.due(self.now)
+        if due is None:
+            assert not self.core.opening
+            assert not any(slot.until < inf for slot in self.core.closing)
+            assert self.closed or not self.core.idle or len(self.core.idle) <= self.core.min_idle
+
+    # -- the model -------------------------------------------------------------------------------------
+
+    def take(self, data: st.DataObject) -> Entry[FakeConnection]:
+        caller = data.draw(st.sampled_from(self.served), "caller")
+        self.served.remove(caller)
+        return caller.take()
+
+    def use(self, entry: Entry[FakeConnection]) -> None:
+        """Count one use, as the return path does."""
+        self.uses += 1
+        entry.holds.append(0.01)
+        if len(entry.holds) >= entry.batch:
+            self.core.fold(entry)
+            if entry.doomed:
+                self.doomed.add(entry.conn.number)
+
+    def give(self, entry: Entry[FakeConnection]) -> None:
+        entry.idle_since = self.now
+        self.core.give(entry)
+        self.note_delivery(entry)
+
+    def retire(self, entry: Entry[FakeConnection], reason: Reason) -> None:
+        self.doomed.add(entry.conn.number)
+        self.core.retire(entry, reason)
+
+    def note_delivery(self, entry: Entry[FakeConnection]) -> None:
+        """Check that an entry that became free went to the oldest waiter, if it was fit for him."""
+        fit = not entry.doomed and not self.closed
+        if fit and self.queue:
+            caller = self.queue.pop(0)
+            assert caller.outcome is entry, "the oldest waiter was not served"
+            assert caller.woken == 1
+            self.served.append(caller)
+        else:
+            assert (entry in self.core.idle) == fit
+
+    def owned(self) -> list[Entry[FakeConnection]]:
+        """Return the entries that somebody holds, who is not the idle stack."""
+        delivered = [caller.outcome for caller in self.served]
+        entries = [*self.lent, *self.dials, *(entry for entry in delivered if isinstance(entry, Entry))]
+        return [entry for entry in entries if entry.slot in self.core.slots]
+
+    def doom_all(self) -> None:
+        """Note that none of today's connections may be lent again."""
+        assert all(entry.doomed for entry in self.owned())
+        self.doomed |= {conn.number for conn in self.server.sessions}
+
+    def give_up_overdue(self) -> None:
+        assert all(slot.until > self.now for slot in self.core.opening), "an overdue dial was kept"
+        assert all(slot.until > self.now for slot in self.core.closing), "an overdue closing was kept"
+
+    # -- what must always be true ----------------------------------------------------------------------
+
+    @invariant()
+    def laws_hold(self) -> None:
+        assert_lawful(self.core)
+
+    @invariant()
+    def queue_is_as_in_the_model(self) -> None:
+        waiting = [waiter for waiter in self.core.waiters if waiter is not self.core._gate]
+        assert waiting == self.queue
+        assert all(caller.outcome is None and caller.woken == 0 for caller in self.queue)
+
+    @invariant()
+    def every_entry_has_one_owner(self) -> None:
+        entries = [*self.owned(), *self.core.idle]
+        assert len({id(entry) for entry in entries}) == len(entries)
+        slots = {entry.slot for entry in entries}
+        assert len(slots) == len(entries)
+        assert slots | self.core.closing.keys() == self.core.slots.keys(), "a place belongs to nobody"
+
+    @invariant()
+    def nothing_doomed_is_lent(self) -> None:
+        for caller in self.served:
+            assert isinstance(caller.outcome, Entry)
+        assert not any(entry.conn.number in self.doomed for entry in self.core.idle)
+        assert not any(entry.conn.closed for entry in self.core.idle)
+
+    @invariant()
+    def every_session_is_known(self) -> None:
+        known: list[Any] = [slot.conn for slot in (*self.core.slots, *self.core.debris)]
+        known += [conn for _, conn, _ in self.closing]
+        detached = self.core.totals.discards[Reason.DETACHED]
+        unknown = [conn for conn in self.server.sessions if conn not in known]
+        assert len(unknown) <= detached, "a session that nobody will close"
+
+    @invariant()
+    def figures_are_exact(self) -> None:
+        stats = self.core.snapshot("machine")
+        assert stats.timeouts == self.timeouts
+        assert stats.overloads == self.overloads
+        assert stats.use.count == self.uses
+        assert stats.waiting == len(self.queue)
+        assert stats.max_size == self.max_size
+
+    def teardown(self) -> None:
+        """Close the pool, let everything come back, and see that nothing is left."""
+        core = self.core
+        core.shut()
+        for caller in self.served:
+            core.give(caller.take())
+        self.served.clear()
+        for entry in self.lent:
+            core.give(entry)
+        for entry in self.dials:
+            core.dial_failed(entry, OSError(), fatal=False, now=self.now, chance=0.5)
+        while (slot := core.next_to_close(self.now)) is not None:
+            core.freed(slot)
+        for slot, _, _ in self.closing:
+            core.freed(slot)
+        assert not core.slots
+        assert not core.idle
+        assert core.due(self.now) is None
+
+
+Pool.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
+TestPool = Pool.TestCase
