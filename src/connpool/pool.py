@@ -7,7 +7,6 @@ import sys
 import weakref
 from collections.abc import Callable
 from itertools import count
-from math import inf
 from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
@@ -64,7 +63,7 @@ class Lease(Generic[C]):
         pool = self._pool
         if exc_type is None and entry is not None and not entry.verdict(entry.conn, entry.baseline):
             now = clock()
-            check_at = now + pool._probe_after
+            check_at = now + pool._look_after
             if check_at < entry.expires:
                 self._entry = None
                 entry.idle_since = now
@@ -220,7 +219,6 @@ class ConnectionPool(Generic[C]):
         )
         assert options.name is not None
         self.name: Final[str] = options.name
-        self._probe_after = inf if options.probe_after is None else options.probe_after
         self._core: Core[C] = Core(options)
         self._idle = self._core.idle  # the same objects, one step nearer to the warm path
         self._waiters = self._core.waiters
@@ -232,6 +230,7 @@ class ConnectionPool(Generic[C]):
             chance=random.random,
             waiter=ThreadWaiter,
         )
+        self._look_after = self._flows.look_after
         self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep)
         # Also at exit: drivers warn about connections that nobody closed.
         weakref.finalize(self, _drop, self._core, self._flows, self._runner)

@@ -118,7 +118,7 @@ def test_plain_lines_are_aligned_ascii_of_at_most_80_columns() -> None:
     view.show(dataclasses.replace(sample(blow=None), least=1234, most=1235))
     view.end(outcome())
     text = out.getvalue()
-    head, line = text.splitlines()[2:4]
+    head, line = text.splitlines()[4:6]
 
     assert text.isascii()
     assert len(head) == len(line) <= 80

@@ -64,7 +64,7 @@ class Shared(NamedTuple):
     doomed: frozenset[int]
     stale: frozenset[int]  # only for "evict through check_at": what the holder's write would clear
     places: tuple[int | None, ...]  # the entry in each place of the registry
-    born: tuple[int, ...]  # entries that each place has seen: an entry is never reused, its place is
+    names: tuple[int | None, ...]  # of each thread: the entry that it has published and can still name
     opening: tuple[int, ...]
     closed: bool
     evicted: frozenset[int] = frozenset()  # ghost: what was there when evict() or close() began
@@ -77,7 +77,6 @@ class Local(NamedTuple):
     at: str
     then: tuple[str, ...] = ()  # where to go on after a subroutine
     own: int | None = None  # the entry it owns
-    name: int | None = None  # an entry it has published, but can still name
     rest: tuple[int, ...] = ()  # what a loop still has to visit
     cycles: int = 0
     late: bool = False  # ghost: this take began after evict() or close() had returned
@@ -197,7 +196,7 @@ class Model:
                     doomed=frozenset(),
                     stale=frozenset(),
                     places=(*opened, *(None,) * (self.places - count)),
-                    born=(1,) * count + (0,) * (self.places - count),
+                    names=(None,) * self.threads,
                     opening=(),
                     closed=False,
                 ),
@@ -250,7 +249,7 @@ class Model:
     # Taking: `Lease.__enter__`.
 
     def _at_take(self, actor: int, shared: Shared, me: Local) -> list[Step]:
-        me = me._replace(late=shared.returned)
+        me = me._replace(late=shared.returned and bool(shared.evicted))
         return [(shared, me._replace(at="queue" if shared.waiters else "pop"))]
 
     def _at_pop(self, actor: int, shared: Shared, me: Local) -> list[Step]:
@@ -264,7 +263,8 @@ class Model:
         delivered = shared.tickets[actor] is not None
         blind = self.mutation == "take without a look at doomed" and not delivered
         if self._is_doomed(shared, me.own) and not blind:
-            return [(shared, me._replace(at="discard" if delivered else "number"))]
+            # Once doomed, always doomed: the look may as well happen when the lock is free.
+            return (self._at_discard if delivered else self._at_number)(actor, shared, me)
         self._check_lent(shared, me, me.own)
         return [(_drop_ticket(shared, actor), me._replace(at="use"))]
 
@@ -286,7 +286,7 @@ class Model:
         if shared.lock is not None:
             return []
         if shared.closed:
-            return [(_drop_ticket(shared, actor), self._over(me))]
+            return [self._over(actor, _drop_ticket(shared, actor), me)]
         if shared.tickets[actor] is None:
             shared = _draw_ticket(shared, actor)
         place = len(shared.waiters)
@@ -316,7 +316,7 @@ class Model:
             if shared.outcomes[actor] is not None:
                 steps.append(_received(shared, me, actor))
             else:
-                steps.append((shared, me._replace(at="rematch", name=None, then=("park",))))
+                steps.append((shared, me._replace(at="rematch", then=("park",))))
         if self.timeouts:
             steps.append((shared, me._replace(at="leave")))
         return steps
@@ -354,19 +354,19 @@ class Model:
         if self.mutation == "look at the waiters first, publish second":
             seen = bool(shared.waiters) or self._is_doomed(shared, me.own)
             return [(shared, me._replace(at="append", then=("rematch",) if seen else ("over",)))]
-        return [self._appended(shared, me), *by_flow]
+        return [self._appended(actor, shared, me), *by_flow]
 
     def _at_append(self, actor: int, shared: Shared, me: Local) -> list[Step]:
-        return [self._appended(shared, me)]
+        return [self._appended(actor, shared, me)]
 
-    def _appended(self, shared: Shared, me: Local) -> Step:
+    def _appended(self, actor: int, shared: Shared, me: Local) -> Step:
         assert me.own is not None
-        shared = shared._replace(idle=(*shared.idle, me.own))
-        me = me._replace(at="look_at_waiters", name=me.own, own=None)
+        shared = shared._replace(idle=(*shared.idle, me.own), names=_with(shared.names, actor, me.own))
+        me = me._replace(at="look_at_waiters", own=None)
         if me.then == ("rematch",):
             return shared, me._replace(at="rematch", then=("owes", "over"))
         if me.then == ("over",):
-            return shared, self._over(me)
+            return self._over(actor, shared, me)
         return shared, me
 
     def _at_look_at_waiters(self, actor: int, shared: Shared, me: Local) -> list[Step]:
@@ -375,18 +375,21 @@ class Model:
         return [(shared, me._replace(at="look_at_doomed"))]
 
     def _at_look_at_doomed(self, actor: int, shared: Shared, me: Local) -> list[Step]:
-        assert me.name is not None
-        if self._is_doomed(shared, me.name) and self.mutation != "give without a look at doomed":
-            return [(shared, me._replace(at="rematch", then=("owes", "over")))]
-        return [(shared, self._over(me))]
+        name = shared.names[actor]
+        assert name is not None
+        if self._is_doomed(shared, name) and self.mutation != "give without a look at doomed":
+            return self._at_rematch(actor, shared, me._replace(then=("owes", "over")))
+        return [self._over(actor, shared, me)]
 
     def _at_rematch(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         """Under the lock: take a doomed entry back, then match."""
         if shared.lock is not None:
             return []
-        if me.name is not None and self._is_doomed(shared, me.name) and me.name in shared.idle:
-            shared = _retired(_without(shared, me.name), me.name)
-        return [(shared._replace(lock=actor), me._replace(at="match", name=None))]
+        name = shared.names[actor]
+        shared = shared._replace(names=_with(shared.names, actor, None))
+        if name is not None and self._is_doomed(shared, name) and name in shared.idle:
+            shared = _retired(_without(shared, name), name)
+        return [(_tidy(shared)._replace(lock=actor), me._replace(at="match"))]
 
     def _at_give(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         """Under the lock: `Core.give`."""
@@ -397,12 +400,13 @@ class Model:
         return [(shared._replace(idle=(*shared.idle, me.own)), after._replace(at="match"))]
 
     def _at_over(self, actor: int, shared: Shared, me: Local) -> list[Step]:
-        return [(shared, self._over(me))]
+        return [self._over(actor, shared, me)]
 
-    def _over(self, me: Local) -> Local:
+    def _over(self, actor: int, shared: Shared, me: Local) -> Step:
         """End a cycle."""
         cycles = me.cycles - 1
-        return Local("take" if cycles else "done", cycles=cycles)
+        shared = _tidy(shared._replace(names=_with(shared.names, actor, None)))
+        return shared, Local("take" if cycles else "done", cycles=cycles)
 
     def _at_done(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         return []
@@ -460,10 +464,11 @@ class Model:
     def _at_reserve(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         while not shared.closed and None in shared.places and len(shared.opening) < len(shared.waiters):
             place = shared.places.index(None)
-            entry = place + self.places * shared.born[place]
+            entry = place
+            while entry in shared.doomed or entry in shared.stale or entry in shared.names:
+                entry += self.places  # never the name of a former entry that somebody can still utter
             shared = shared._replace(
                 places=_with(shared.places, place, entry),
-                born=_with(shared.born, place, shared.born[place] + 1),
                 opening=(*shared.opening, entry),
             )
         return [(shared._replace(lock=None), _goes_on(me))]
@@ -511,7 +516,7 @@ class Model:
                 shared = shared._replace(doomed=shared.doomed | mark)
             return [(shared, me._replace(rest=me.rest[1:]))]
         if self.mutation == "sweep first, doom second":
-            return [(shared._replace(lock=None, returned=True), _goes_on(me))]
+            return [(shared._replace(lock=None, returned=bool(shared.evicted)), _goes_on(me))]
         return self._at_sweep(actor, shared, me)
 
     def _at_sweep(self, actor: int, shared: Shared, me: Local) -> list[Step]:
@@ -530,12 +535,12 @@ class Model:
             return self._at_doom(actor, shared, me._replace(at="doom", rest=there))
         if me.then[0] == "fail_waiters":
             return [(shared, _goes_on(me))]
-        return [(shared._replace(lock=None, returned=True), _goes_on(me))]
+        return [(shared._replace(lock=None, returned=bool(shared.evicted)), _goes_on(me))]
 
     def _at_fail_waiters(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         """Behind the gate, one after the other: settle, unlink, wake."""
         if len(shared.waiters) == 1:
-            return [(shared._replace(lock=None, returned=True), _goes_on(me))]
+            return [(shared._replace(lock=None, returned=bool(shared.evicted)), _goes_on(me))]
         waiter = shared.waiters[1]
         if waiter != GATE and shared.outcomes[waiter] is None:
             return [(shared._replace(outcomes=_with(shared.outcomes, waiter, CLOSED)), me)]
@@ -564,7 +569,18 @@ def _without(shared: Shared, entry: int) -> Shared:
 
 def _retired(shared: Shared, entry: int) -> Shared:
     """Free the place of an entry, if it still has one."""
-    return shared._replace(places=tuple(None if e == entry else e for e in shared.places))
+    places = tuple(None if e == entry else e for e in shared.places)
+    return _tidy(shared._replace(places=places, evicted=shared.evicted - {entry}))
+
+
+def _tidy(shared: Shared) -> Shared:
+    """Forget what is said of entries that nobody can reach any more, so that equal futures are equal states."""
+    known = {*shared.places, *shared.names}
+    return shared._replace(
+        doomed=shared.doomed & known,
+        stale=shared.stale & known,
+        returned=shared.returned and bool(shared.evicted),
+    )
 
 
 def _received(shared: Shared, me: Local, actor: int) -> Step:
@@ -606,11 +622,12 @@ _strictly_sorted: dict[int, Callable[[tuple[int, ...]], bool]] = {
 
 def _role(shared: Shared, thread: int) -> tuple[int, ...]:
     """Return all that the shared state says of one thread."""
-    ticket, outcome = shared.tickets[thread], shared.outcomes[thread]
+    ticket, outcome, name = shared.tickets[thread], shared.outcomes[thread], shared.names[thread]
     return (
         shared.waiters.index(thread) if thread in shared.waiters else -1,
         -1 if ticket is None else ticket,
         -9 if outcome is None else outcome,
+        -1 if name is None else name,
         thread in shared.woken,
         shared.lock == thread,
     )
@@ -626,6 +643,7 @@ def _permuted(shared: Shared, order: list[int]) -> Shared:
         outcomes=tuple(shared.outcomes[thread] for thread in order),
         woken=frozenset(called[w] for w in shared.woken),
         tickets=tuple(shared.tickets[thread] for thread in order),
+        names=tuple(shared.names[thread] for thread in order),
         lock=shared.lock if shared.lock is None else called.get(shared.lock, shared.lock),
     )
 

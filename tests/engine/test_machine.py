@@ -6,7 +6,7 @@ The model knows who was queued when, and who owns what; it knows nothing of how 
 from __future__ import annotations
 
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,6 +21,14 @@ from engine.driver import NOW, Caller, assert_lawful, make_core
 GRACE = upkeep.CLOSE_GRACE
 PATIENCE = 10.0  # seconds after which a dial is given up
 WAITING = 3  # the bound of the queue
+
+
+T = TypeVar("T")
+
+
+def pick(data: st.DataObject, things: list[T]) -> T:
+    """Take any one of them out of a list, and let hypothesis keep nothing of it but its number."""
+    return things.pop(data.draw(st.integers(0, len(things) - 1), "index"))
 
 
 class Pool(RuleBasedStateMachine):
@@ -92,22 +100,19 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.queue)
     @rule(data=st.data(), timed_out=st.booleans())
     def a_caller_leaves(self, data: st.DataObject, timed_out: bool) -> None:
-        caller = data.draw(st.sampled_from(self.queue), "caller")
+        caller = pick(data, self.queue)
         assert self.core.leave(caller, timed_out=timed_out) is Refusal.LEFT
-        self.queue.remove(caller)
         self.timeouts += timed_out
 
     @precondition(lambda self: self.served)
     @rule(data=st.data())
     def a_caller_wakes_up(self, data: st.DataObject) -> None:
-        entry = self.take(data)
-        self.lent.append(entry)
+        self.lent.append(pick(data, self.served).take())
 
     @precondition(lambda self: self.served)
     @rule(data=st.data())
     def a_caller_leaves_too_late(self, data: st.DataObject) -> None:
-        caller = data.draw(st.sampled_from(self.served), "caller")
-        self.served.remove(caller)
+        caller = pick(data, self.served)
         entry = self.core.leave(caller, timed_out=True)
         assert isinstance(entry, Entry), "what was delivered got lost"
         self.give(entry)
@@ -115,8 +120,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.served)
     @rule(data=st.data())
     def a_candidate_turns_out_to_be_dead(self, data: st.DataObject) -> None:
-        caller = data.draw(st.sampled_from(self.served), "caller")
-        self.served.remove(caller)
+        caller = pick(data, self.served)
         self.retire(caller.take(), Reason.DEAD)
         again = Caller()
         again.ticket = caller.ticket
@@ -135,16 +139,14 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def a_connection_comes_back(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.lent), "entry")
-        self.lent.remove(entry)
+        entry = pick(data, self.lent)
         self.use(entry)
         self.give(entry)
 
     @precondition(lambda self: self.lent and not self.closed)
     @rule(data=st.data())
     def a_connection_comes_back_by_the_warm_path(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.lent), "entry")
-        self.lent.remove(entry)
+        entry = pick(data, self.lent)
         self.use(entry)
         entry.idle_since = self.now
         self.core.idle.append(entry)
@@ -155,24 +157,21 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def a_connection_comes_back_broken(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.lent), "entry")
-        self.lent.remove(entry)
+        entry = pick(data, self.lent)
         self.retire(entry, Reason.BROKEN)
 
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def a_connection_is_detached(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.lent), "entry")
-        self.lent.remove(entry)
+        entry = pick(data, self.lent)
         assert self.core.detach(entry.conn)
         assert not self.core.detach(entry.conn)
 
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def an_entry_is_lost(self, data: st.DataObject) -> None:
-        index = data.draw(st.integers(0, len(self.lent) - 1), "index")
         reported = len(self.core.lost)
-        del self.lent[index]
+        pick(data, self.lent)
         assert len(self.core.lost) == reported + 1, "nobody heard of its end"
 
     # -- dials -----------------------------------------------------------------------------------------
@@ -191,8 +190,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.dials)
     @rule(data=st.data())
     def a_dial_succeeds(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.dials), "dial")
-        self.dials.remove(entry)
+        entry = pick(data, self.dials)
         entry.slot.conn = entry.conn = self.server.accept()
         entry.idle_since = self.now
         given_up = entry.slot not in self.core.slots
@@ -203,8 +201,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.dials)
     @rule(data=st.data(), fatal=st.booleans(), connected=st.booleans())
     def a_dial_fails(self, data: st.DataObject, fatal: bool, connected: bool) -> None:
-        entry = data.draw(st.sampled_from(self.dials), "dial")
-        self.dials.remove(entry)
+        entry = pick(data, self.dials)
         if connected:  # and its hook failed
             entry.slot.conn = entry.conn = self.server.accept()
         given_up = entry.slot not in self.core.slots
@@ -219,12 +216,12 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.dials)
     @rule(data=st.data(), connected=st.booleans())
     def a_dial_is_lost(self, data: st.DataObject, connected: bool) -> None:
-        index = data.draw(st.integers(0, len(self.dials) - 1), "index")
+        entry = pick(data, self.dials)
         if connected:
-            self.dials[index].slot.conn = self.server.accept()
-        given_up = self.dials[index].slot not in self.core.slots
+            entry.slot.conn = self.server.accept()
+        given_up = entry.slot not in self.core.slots
         reported = len(self.core.lost)
-        del self.dials[index]
+        del entry
         assert given_up or len(self.core.lost) == reported + 1
 
     # -- closing ---------------------------------------------------------------------------------------
@@ -241,9 +238,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.closing)
     @rule(data=st.data())
     def a_closing_ends(self, data: st.DataObject) -> None:
-        job = data.draw(st.sampled_from(self.closing), "closing")
-        self.closing.remove(job)
-        slot, conn, _ = job
+        slot, conn, _ = pick(data, self.closing)
         conn.close()
         self.core.freed(slot)
         assert slot not in self.core.slots
@@ -300,11 +295,6 @@ class Pool(RuleBasedStateMachine):
             assert self.closed or not self.core.idle or len(self.core.idle) <= self.core.min_idle
 
     # -- the model -------------------------------------------------------------------------------------
-
-    def take(self, data: st.DataObject) -> Entry[FakeConnection]:
-        caller = data.draw(st.sampled_from(self.served), "caller")
-        self.served.remove(caller)
-        return caller.take()
 
     def use(self, entry: Entry[FakeConnection]) -> None:
         """Count one use, as the return path does."""
@@ -368,6 +358,7 @@ class Pool(RuleBasedStateMachine):
         assert len({id(entry) for entry in entries}) == len(entries)
         slots = {entry.slot for entry in entries}
         assert len(slots) == len(entries)
+        slots |= {item.slot for item in self.core.lost if item.slot in self.core.slots}
         assert slots | self.core.closing.keys() == self.core.slots.keys(), "a place belongs to nobody"
 
     @invariant()

@@ -316,8 +316,23 @@ def test_without_time_for_a_ping_the_probe_decides(server):
         with pool.connection(timeout=0) as same:
             assert same is conn
         conn.kill()
-        with pytest.raises(PoolTimeout), pool.connection(timeout=0):
-            pass
+        with pool.connection() as other:
+            assert other is not conn
+
+
+def test_a_connection_handed_over_shortly_after_a_death_is_looked_at_first(server):
+    with ConnectionPool(FakeAdapter(server), max_size=2) as pool:
+        killed, other = pool.acquire(), pool.acquire()
+        with Crowd() as crowd:
+            lent: list[FakeConnection] = []
+            crowd.start(lambda: lent.append(pool.acquire()))
+            assert wait_until(waiting(pool, 1), 5.0)
+            server.kill_sessions()
+            killed.close()  # its borrower has noticed
+            pool.release(killed)
+            pool.release(other)  # within `probe_after`, and clean as far as its driver knows
+        assert lent[0].alive
+        pool.release(lent[0])
 
 
 def test_a_rollback_that_fails_closes_the_connection(server):

@@ -213,7 +213,7 @@ class PlainView(_Printing):
 
     _box = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
     _COLUMNS = (
-        ("time", 5),
+        ("time", 6),
         ("in use", 7),
         ("idle", 5),
         ("opening", 8),
@@ -233,10 +233,13 @@ class PlainView(_Printing):
         self._struck = False
 
     def show(self, sample: Sample) -> None:
+        if not self._title:
+            self._print("")
+            self._print("p50, p99: of getting a connection; served: least..most per thread")
         if sample.title != self._title:
             self._title, self._second = sample.title, 0
             self._print("")
-            self._print(f"{sample.title} (p50, p99: to get one; served: by thread; server: its sessions)")
+            self._print(sample.title)
             self._print_row([name for name, _ in self._COLUMNS])
         if sample.blow and not self._struck:
             self._struck = True

@@ -111,6 +111,7 @@ class Flows(Generic[C]):
         self._chance = chance
         self._waiter = waiter
         self._connect: Callable[[], C] | None = None
+        self.look_after = upkeep.first_look(core.options.probe_after, core.options.ping_after)
         if not callable(source):
             if not hasattr(source, "verdict"):
                 kind = type(source).__name__
@@ -200,22 +201,20 @@ class Flows(Generic[C]):
         now = self._clock()
         if entry.doomed:
             return entry.doomed
-        alarmed = now < self.core.alarmed_until
-        if now < entry.check_at and not alarmed:
+        fresh = now < entry.check_at
+        if fresh and now >= self.core.alarmed_until:
             return None
         if now >= entry.expires:
             return Reason.LIFETIME
         options, adapter = self.core.options, self._adapter()
-        idle = now - entry.idle_since
-        if options.probe_after is None or (idle < options.probe_after and not alarmed):
-            return None
         entry.slot.validating = True
         try:
-            if not adapter.alive(entry.conn):
+            if options.probe_after is not None and not adapter.alive(entry.conn):
                 return Reason.DEAD
             left = None if deadline is None else deadline - now
+            due = options.ping_after is not None and now - entry.idle_since >= options.ping_after
             # With no time left the probe has to do: to fail beside an idle connection would help nobody.
-            if options.ping_after is not None and idle >= options.ping_after and (left is None or left > 0):
+            if due and not fresh and (left is None or left > 0):
                 limit = upkeep.step_limit(left, options.reset_timeout)
                 yield Call(Step.PING, adapter.ping, entry.conn, limit)
         except Exception:
@@ -301,14 +300,13 @@ class Flows(Generic[C]):
             return entry.doomed
         if now >= entry.expires:
             return Reason.LIFETIME
-        self._rest(entry, now)
+        self._rest(entry, now, self.look_after)
         return None
 
-    def _rest(self, entry: Entry[C], now: float, at_least: float = 0.0) -> None:
-        """Note that an entry is idle from *now* on, and for how long it needs no closer look."""
-        probe_after = self.core.options.probe_after
+    def _rest(self, entry: Entry[C], now: float, look_after: float) -> None:
+        """Note that an entry is idle from *now* on, and needs no closer look for so many seconds."""
         entry.idle_since = now
-        entry.check_at = upkeep.look_at(now, entry.expires, probe_after, at_least)
+        entry.check_at = min(now + look_after, entry.expires)
 
     def _settled(self, entry: Entry[C], adapter: Adapter[C]) -> Verdict:
         """Return the verdict after a COMMIT or ROLLBACK that the server has confirmed.
@@ -374,7 +372,7 @@ class Flows(Generic[C]):
                 yield from self._prepare(entry, adapter, core.options.on_connect)
             now = self._clock()
             entry.expires = upkeep.expiry(now, core.options.max_lifetime, self._chance())
-            self._rest(entry, now, at_least=upkeep.NEWBORN)
+            self._rest(entry, now, max(self.look_after, upkeep.NEWBORN))
             core.opened(entry, now - began)
         except BaseException as exc:
             core.dial_failed(entry, exc, fatal=self._is_fatal(exc), now=self._clock(), chance=self._chance())

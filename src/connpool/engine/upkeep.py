@@ -75,9 +75,9 @@ def dial_until(now: float, connect_timeout: float | None, *, bounded: bool) -> f
     return now + connect_timeout + (DIAL_GRACE if bounded else 0.0)
 
 
-def look_at(now: float, expires: float, probe_after: float | None, at_least: float) -> float:
-    """Return the instant from which an entry idle since *now* must be looked at before it is lent."""
-    return expires if probe_after is None else min(expires, now + max(probe_after, at_least))
+def first_look(probe_after: float | None, ping_after: float | None) -> float:
+    """Return the seconds idle after which an entry must be looked at in one way or the other."""
+    return min((seconds for seconds in (probe_after, ping_after) if seconds is not None), default=inf)
 
 
 def step_limit(left: float | None, timeout: float | None) -> float | None:
