@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
-import socket
 import stat
 import sys
 import threading
@@ -29,6 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from ..adapter import Adapter, Fault, Verdict
 from ..errors import PoolError, PoolMisuse
+from .sockets import ready, shut_down
 
 # An enum's member is looked up by a descriptor of its class: too dear for every release.
 _CLEAN: Final = Verdict.CLEAN
@@ -197,7 +196,7 @@ class DBAPIAdapter(Adapter[Any]):
         if not self._has_socket:
             return True
         descriptor = _descriptor(conn)
-        return descriptor is not None and not _readable(descriptor)
+        return descriptor is not None and not ready(descriptor)
 
     def ping(self, conn: Any, limit: float | None) -> None:
         """Run `ping_statement` and leave no transaction behind."""
@@ -266,8 +265,8 @@ class DBAPIAdapter(Adapter[Any]):
 
         To close a connection under another thread's call would crash some C drivers.
         """
-        if self._has_socket and (descriptor := _descriptor(conn)) is not None:
-            _shut_down(descriptor)
+        if self._has_socket:
+            shut_down(lambda: _descriptor(conn))
         self._begun.discard(id(conn))
         self._aborted[id(conn)] = conn
         self._aborted.sweep()
@@ -449,24 +448,6 @@ def _is_socket(descriptor: int | None) -> bool:
         return False
 
 
-def _readable(descriptor: int) -> bool:
-    """Tell whether there is something to read, or the end of it: nobody has asked for anything."""
-    if hasattr(select, "poll"):  # looked up here, because gevent replaces it
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN | select.POLLPRI)
-        return bool(poll.poll(0))
-    return bool(select.select([descriptor], [], [], 0)[0])
-
-
-def _shut_down(descriptor: int) -> None:
-    try:
-        # A copy: the driver's descriptor stays its own to close.
-        with socket.socket(fileno=os.dup(descriptor)) as copy:
-            copy.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # closed in the meantime, by either side
-
-
 class _Within:
     """A limit on what is done inside: when it passes, the socket is shut down."""
 
@@ -501,6 +482,10 @@ class _Step:
     def __init__(self, at: float, descriptor: int) -> None:
         self.at = at
         self.descriptor = descriptor
+
+    def own(self) -> int:
+        """Return the copy: nobody else closes it."""
+        return self.descriptor
 
 
 class _Watchdog:
@@ -556,7 +541,7 @@ class _Watchdog:
                 now = time.monotonic()
                 for step in [step for step in self._steps if step.at <= now]:
                     self._steps.remove(step)
-                    _shut_down(step.descriptor)  # does not block
+                    shut_down(step.own)
                     os.close(step.descriptor)
                 empty = 0 if self._steps else empty + 1
                 ends = min((step.at for step in self._steps), default=now + self._ROUND)

@@ -26,8 +26,6 @@ Not known here: sizes, queues, when a connection is looked at, what becomes of i
 from __future__ import annotations
 
 import re
-import select
-import socket
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
@@ -42,6 +40,7 @@ from psycopg.conninfo import (
 )
 
 from connpool.adapter import Fault, Verdict
+from connpool.adapters.sockets import ready, shut_down
 from connpool.errors import (
     PoolClosed,
     PoolError,
@@ -352,7 +351,7 @@ class PsycopgAdapter(Generic[C]):
         makes a healthy connection readable, and whoever listens wants no pool.
         """
         try:
-            return not _ready(conn.pgconn.socket, 0.0)
+            return not ready(conn.pgconn.socket)
         except (psycopg.Error, OSError, ValueError):  # closed; or not a descriptor any more
             return False
 
@@ -406,7 +405,7 @@ class PsycopgAdapter(Generic[C]):
             finally:
                 conn.lock.release()
         else:
-            _shut_down(conn)
+            shut_down(lambda: conn.pgconn.socket)
 
     def abort(self, conn: C) -> None:
         """Shut the socket down, which ends a call that another thread is in; close if none is.
@@ -414,7 +413,7 @@ class PsycopgAdapter(Generic[C]):
         A thread that is in a call gets `psycopg.OperationalError`, and libpq closes the
         connection under it; the memory is freed with the connection object.
         """
-        _shut_down(conn)
+        shut_down(lambda: conn.pgconn.socket)
         self.close(conn, None)
 
     # -- faults --------------------------------------------------------------------------------------
@@ -473,7 +472,7 @@ def _dial(conninfo: str, seconds: float) -> PGconn:
                 break
             # The socket is another one after each address, and each try with less encryption.
             writing = status == pq.PollingStatus.WRITING
-            if not _ready(pgconn.socket, deadline - monotonic(), read=not writing, write=writing):
+            if not ready(pgconn.socket, deadline - monotonic(), read=not writing, write=writing):
                 raise errors.ConnectionTimeout(f"not connected within {seconds:.3g} s")
         message = f"connection failed: {pgconn.get_error_message()}"
         raise psycopg.OperationalError(message, pgconn=errors.finish_pgconn(pgconn))
@@ -506,7 +505,7 @@ def _exchange(conn: psycopg.Connection[Any], command: bytes, limit: float | None
                 results.append(result)
                 continue
             left = None if deadline is None else deadline - monotonic()
-            if not _ready(pgconn.socket, left, write=bool(unsent)):
+            if not ready(pgconn.socket, left, write=bool(unsent)):
                 conn.close()
                 raise psycopg.OperationalError(
                     f"{_said(command)}: no answer within {limit:.3g} s, the connection is closed"
@@ -523,32 +522,3 @@ def _exchange(conn: psycopg.Connection[Any], command: bytes, limit: float | None
 
 def _said(command: bytes) -> str:
     return command.decode() or "ping"
-
-
-def _ready(fileno: int, seconds: float | None, *, read: bool = True, write: bool = False) -> bool:
-    """Wait until a socket can be read or written, or has failed; tell whether it is so far.
-
-    `select.poll` is looked up at use, because gevent replaces it.  Windows has none.
-    """
-    if seconds is not None and seconds < 0:
-        seconds = 0.0
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fileno, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
-        return bool(poll.poll(None if seconds is None else seconds * 1000))
-    sockets = [fileno]
-    found = select.select(sockets if read else [], sockets if write else [], sockets, seconds)
-    return any(found)
-
-
-def _shut_down(conn: psycopg.Connection[Any]) -> None:
-    """End whatever a thread waits for on the connection's socket, from any thread."""
-    try:
-        fileno = conn.pgconn.socket
-        with socket.fromfd(fileno, socket.AF_INET, socket.SOCK_STREAM) as twin:
-            # Another thread may have closed the connection meanwhile, and the number may be
-            # somebody else's by now: the twin is ours only if libpq still has the number.
-            if conn.pgconn.socket == fileno:
-                twin.shutdown(socket.SHUT_RDWR)
-    except (psycopg.Error, OSError):
-        return  # closed already, or the other side was faster

@@ -33,7 +33,6 @@ import contextlib
 import inspect
 import io
 import re
-import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
@@ -45,6 +44,7 @@ from pymysql.connections import Connection, MySQLResult
 from pymysql.constants import CR, SERVER_STATUS
 
 from connpool.adapter import Fault, Verdict
+from connpool.adapters.sockets import ready, shut_down
 from connpool.errors import (
     PoolClosed,
     PoolError,
@@ -436,7 +436,7 @@ class PyMySQLAdapter(Generic[C]):
         """Tell whether the socket is quiet; right under TLS too, for nothing is left to decrypt."""
         sock = cast("Any", conn)._sock
         try:
-            return sock is not None and sock.fileno() >= 0 and not _readable(sock.fileno())
+            return sock is not None and sock.fileno() >= 0 and not ready(sock.fileno())
         except (OSError, ValueError):  # closed meanwhile; or not a descriptor any more
             return False
 
@@ -618,18 +618,6 @@ def _shorter(seconds: float | None, limit: float | None) -> float | None:
     return limit if seconds is None else min(seconds, limit)
 
 
-def _readable(fileno: int) -> bool:
-    """Tell whether a socket has something to read, or has failed.
-
-    `select.poll` is looked up at use, because gevent replaces it.  Windows has none.
-    """
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fileno, select.POLLIN)
-        return bool(poll.poll(0))
-    return any(select.select([fileno], [], [fileno], 0))
-
-
 def _cut(conn: Any) -> None:
     """Close a connection at once, from any thread, whatever another one does with it.
 
@@ -639,16 +627,7 @@ def _cut(conn: Any) -> None:
     sock, result = conn._sock, conn._result
     if sock is None:
         return
-    try:
-        fileno = sock.fileno()
-        with socket.fromfd(fileno, socket.AF_INET, socket.SOCK_STREAM) as twin:
-            # Another thread may have closed the connection meanwhile, and the number may be
-            # somebody else's by now: the twin is ours only if the socket still has the number.
-            # It is a plain socket: shutdown() of an ssl.SSLSocket takes its encryption away.
-            if sock.fileno() == fileno:
-                twin.shutdown(socket.SHUT_RDWR)
-    except (OSError, ValueError):
-        pass  # closed already, or the other side was faster
+    shut_down(sock.fileno)
     if result is not None and result.unbuffered_active:
         result.__class__ = _Abandoned
     conn._sock = None

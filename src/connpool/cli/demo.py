@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic as clock
 from typing import Any, Generic, TypeVar
 
-from .. import ConnectionPool, PoolStats
+from .. import ConnectionPool, PoolStats, Reason
 from .databases import Database
 from .view import Blow, Outcome, Plan, Sample, Side, View
 from .workload import Failure, Figures, Load
@@ -123,6 +123,7 @@ class _Pooled(Generic[C]):
             killed=len(strike.killed),
             in_flight=sum(failure.acquired_at <= strike.ended for failure in victims),
             late=sum(failure.acquired_at > strike.ended for failure in victims),
+            found=self._pool.stats().discards[Reason.DEAD],
             refusals=sum(len(client.refusals) for client in self._load.clients),
             new=len(replaced),
             first_after=replaced[0] if replaced else None,

@@ -18,6 +18,9 @@ from rich.text import Text
 from .. import PoolStats, __version__
 from .workload import Figures
 
+WIDTH, HEIGHT = 79, 23
+"""What the live picture and the headline above it need; a smaller terminal gets plain lines."""
+
 # -- what is shown -----------------------------------------------------------------------------------
 
 
@@ -41,6 +44,8 @@ class Blow:
     """Statements lost with a killed session whose connection had been lent before the end of the blow."""
     late: int
     """Statements lost on a killed session that was lent after it."""
+    found: int
+    """Connections that the pool found dead before it lent them."""
     refusals: int
     """Acquires that have failed since the start."""
     new: int
@@ -59,8 +64,10 @@ class Blow:
             lost = "No statement failed" if not self.in_flight else f"{self.in_flight} statements failed"
         lines.append(f"{lost}; {_count(self.refusals, 'acquire')} failed.")
         if self.late:
-            # Handed from one borrower to the next between two statements: nobody looked in between.
+            # The session died between two borrowers, before anybody could know of a death.
             lines.append(f"{self.late} more failed that began on a session which had just died.")
+        if self.found:
+            lines.append(f"{_were(self.found, 'connection')} found dead by the pool before being lent.")
         if self.first_after is not None and self.last_after is not None:
             line = f"First new connection after {_duration(self.first_after)}"
             if self.new > 1:
@@ -159,9 +166,11 @@ def make_view(*, plain: bool, as_json: bool) -> View:
     if as_json:
         return JSONView()
     # Where rich would take TERM=dumb or FORCE_COLOR for something else, this is what is meant.
-    if plain or not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+    console = Console(highlight=False)
+    cannot = not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown")
+    if plain or cannot or console.width < WIDTH or console.height < HEIGHT:
         return PlainView(Console(force_terminal=False, color_system=None, highlight=False))
-    return LiveView(Console(highlight=False))
+    return LiveView(console)
 
 
 # -- three views -------------------------------------------------------------------------------------
@@ -205,7 +214,7 @@ class _Printing:
         self._print(outcome.sentence(), "bold red" if outcome.broken else "bold", wrap=True)
 
     def _print(self, line: str, style: str = "", *, wrap: bool = False) -> None:
-        self._console.print(Text(line, style), soft_wrap=not wrap or not self._console.is_terminal)
+        self._console.print(Text(line, style), soft_wrap=not wrap or not self._console.file.isatty())
 
 
 class PlainView(_Printing):
@@ -276,8 +285,7 @@ class LiveView(_Printing):
         super().__init__(console)
         # Drawn by whoever shows a sample: a thread more would only fight with fifty for the GIL.
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._before: list[Sample] = []
-        self._last: Sample | None = None
+        self._latest: dict[str, Sample] = {}  # of each load so far, by its title
 
     def __enter__(self) -> Self:
         return self
@@ -288,16 +296,14 @@ class LiveView(_Printing):
     def show(self, sample: Sample) -> None:
         if not self._live.is_started:
             self._live.start()
-        if self._last is not None and self._last.title != sample.title:
-            self._before.append(self._last)
-        self._last = sample
         self._live.update(self._picture(sample), refresh=True)
 
     def _picture(self, sample: Sample) -> RenderableType:
-        parts: list[RenderableType] = ["", _bars([*self._before, sample]), "", _gauges(sample)]
-        told = [blow for s in (*self._before, sample) if (blow := s.blow)]
-        if told:
-            parts += ["", *(Text(f"  {line}") for line in told[-1].lines())]
+        self._latest[sample.title] = sample
+        samples = list(self._latest.values())
+        parts: list[RenderableType] = ["", _bars(samples), "", _gauges(sample)]
+        for blow in (each.blow for each in samples if each.blow):
+            parts += ["", *(Text(f"  {line}") for line in blow.lines())]
         return Group(*parts)
 
 
