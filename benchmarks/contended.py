@@ -100,7 +100,7 @@ def measure(
         measured["wait_ms"] = {
             str(p): round(percentile(all_waits, p) * 1e3, 3) for p in (50, 90, 99, 99.9, 100)
         }
-        measured["p99_ms"] = measured["wait_ms"]["99"]
+        measured["p99_ms"], measured["longest_ms"] = measured["wait_ms"]["99"], measured["wait_ms"]["100"]
         measured["hold_ms"] = round(median(h for mine in held for h in mine) * 1e3, 4)
         measured["of_ideal"] = round(measured["per_second"] / (size / hold), 4)
     return measured
@@ -130,6 +130,7 @@ def tables(cases: list[Case]) -> list[Table]:
             f"of the ideal ({size / hold:,.0f})",
             "wait p50, ms",
             "wait p99, ms",
+            "longest wait, ms",
             "most / least served",
         ]
         rows = [
@@ -139,6 +140,7 @@ def tables(cases: list[Case]) -> list[Table]:
                 times(middle(case, name, "of_ideal")),
                 f"{median(r[name]['wait_ms']['50'] for r in case['rounds'] if name in r):.1f}",
                 spread(series(case, name, "p99_ms"), lambda ms: f"{ms:.1f}"),
+                thousands(middle(case, name, "longest_ms") or 0.0),
                 times(middle(case, name, "most_to_least")),
             ]
             for name in names(case)

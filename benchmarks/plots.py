@@ -122,7 +122,7 @@ def contended(figure: Figure, cases: list[Case]) -> str:
             )
         axes[1].set_yticks(range(len(contenders)), contenders)
         axes[1].set_xscale("symlog", linthresh=1)
-        axes[1].set_xlim(-0.4)
+        axes[1].set_xlim(-0.4, axes[1].get_xlim()[1] * 1.5)
         axes[1].set_ylim(-0.6, len(contenders) - 0.4)
         axes[1].set_title("32 threads on 4 connections, held 1 ms: a dot is a thread")
         axes[1].set_xlabel(f"blocks that a thread got through in {held['case']['seconds']:g} s")

@@ -42,9 +42,7 @@ intersphinx_mapping: dict[str, tuple[str, str | None]] = {}
 nitpick_ignore_regex = [(r"py:.*", r"(?!connpool\b).*")]
 
 
-def google_style(
-    _app: Sphinx, what: str, name: str, obj: object, _options: object, lines: list[str]
-) -> None:
+def google_style(_app: Sphinx, what: str, name: str, obj: object, _options: object, lines: list[str]) -> None:
     """Read Args, Returns and Raises, as napoleon does, but leave the docstrings of attributes.
 
     Napoleon takes the first half of a sentence with a colon in it for the attribute's type.

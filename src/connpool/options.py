@@ -157,7 +157,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "max_waiting": _whole(0, none="no bound"),
     "max_connecting": _whole(1),
     "connect_timeout": _seconds(none="no limit"),
-    "max_lifetime": _seconds(none="no limit"),
+    "max_lifetime": _seconds(none="never"),
     "idle_timeout": _seconds(none="never"),
     "probe_after": _seconds(zero="every time", none="never"),
     "ping_after": _seconds(zero="every time", none="never"),

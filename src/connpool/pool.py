@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import weakref
@@ -118,18 +119,6 @@ class _BareLease(Lease[C]):
     __slots__ = ()
     _ending: ClassVar[Ending] = "rollback"
 
-    def _bring_home(self, conn: C) -> bool:
-        """Undo `Core.lend_bare`; False if this is another object that has got the id of a lost one."""
-        entry = self._entry
-        if entry is None:
-            return False
-        slot = entry.slot
-        if slot.conn_ref is not None and slot.conn_ref() is not conn:
-            return False
-        entry.conn = slot.conn = conn
-        slot.bare = 0
-        return True
-
 
 class _Transaction(Lease[C]):
     """A lease whose block is one transaction, on autocommit connections too."""
@@ -233,7 +222,7 @@ class ConnectionPool(Generic[C]):
         self._look_after = self._flows.look_after
         self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep)
         # Also at exit: drivers warn about connections that nobody closed.
-        weakref.finalize(self, _drop, self._core, self._flows, self._runner)
+        weakref.finalize(self, _drop, self._core, self._flows, self._runner, os.getpid())
 
     # -- borrowing -----------------------------------------------------------------------------------
 
@@ -282,7 +271,7 @@ class ConnectionPool(Generic[C]):
         lease = self._lease(_BareLease(), timeout)
         lease.__enter__()
         assert lease._entry is not None
-        return self._core.lend_bare(lease._entry, lease)
+        return self._core.lend_bare(lease._entry)
 
     def release(self, conn: C, /) -> None:
         """Take back what `acquire` lent.  Never commits: an open transaction is rolled back.
@@ -290,9 +279,11 @@ class ConnectionPool(Generic[C]):
         Raises:
             PoolMisuse: *conn* is not on loan: released twice, lent by `connection`, or another pool's.
         """
-        lease = self._core.bare.pop(id(conn), None)
-        if not isinstance(lease, _BareLease) or not lease._bring_home(conn):
+        entry = self._core.take_bare(conn)
+        if entry is None:
             raise PoolMisuse(f"release(): {self._core.whereabouts(conn)} (pool {self.name!r})")
+        lease = self._lease(_BareLease(), DEFAULT)
+        lease._entry = entry
         lease.__exit__(None, None, None)
 
     def detach(self, conn: C, /) -> C:
@@ -324,7 +315,7 @@ class ConnectionPool(Generic[C]):
             PoolClosed: The pool is closed.
         """
         check_timeout("timeout", timeout)
-        self._run(self._flows.ready(earliest(timeout, clock()), timeout))
+        self._run(self._flows.ready(earliest(timeout, clock())))
 
     def evict(self) -> None:
         """Replace every connection: idle ones now, those in use when they come back.
@@ -416,8 +407,8 @@ class ConnectionPool(Generic[C]):
     def _run(self, flow: Flow[R]) -> R:
         if self._core.inside():
             raise PoolMisuse(
-                f"pool {self.name!r} was called by a finalizer that the garbage collector ran inside the "
-                "pool's own critical section; do not use a pool in __del__"
+                f"pool {self.name!r} was called by a finalizer or a signal handler that ran in the middle of "
+                "the pool's own critical section; do not use a pool in __del__ or in a signal handler"
             )
         return self._runner.run(flow)
 
@@ -426,9 +417,12 @@ class ConnectionPool(Generic[C]):
             self._runner.run(self._flows.follow_up())
 
 
-def _drop(core: Core[C], flows: Flows[C], runner: ThreadRunner) -> None:
-    """Close what a pool that is garbage, or a process that ends, has left idle."""
-    if not core.closed and not core.inside():
+def _drop(core: Core[C], flows: Flows[C], runner: ThreadRunner, pid: int) -> None:
+    """Close what a pool that is garbage, or a process that ends, has left idle.
+
+    Not in a forked child: its copies of the sockets lead to the sessions of its parent.
+    """
+    if os.getpid() == pid and not core.closed and not core.inside():
         runner.inline = True  # no thread can be started while the interpreter ends
         runner.run(flows.close(clock()))
 

@@ -33,6 +33,18 @@ from .engine.flows import Call, Flow, Flows, Park, Start, Step
 from .errors import PoolError
 from .options import PoolOptions
 
+__all__ = (
+    "Cancelled",
+    "FakeAdapter",
+    "FakeConnection",
+    "FakeError",
+    "FakeOperationalError",
+    "FakeServer",
+    "Simulation",
+    "Step",
+    "Task",
+)
+
 R = TypeVar("R")
 
 

@@ -75,8 +75,8 @@ def test_a_line_for_every_second_is_printed() -> None:
         "demo", "--driver", "postgresql", "--seconds", "3", "--plain", "--threads", "20", "--size", "3"
     )
 
-    with_pool = re.findall(r"^ (\d) s +3 +0 +\d+ +\d+ +3 ", done.stdout, re.MULTILINE)
-    alone = re.findall(r"^ (\d) s +- +- +- +- +\d+ ", done.stdout, re.MULTILINE)
+    with_pool = re.findall(r"^ +(\d) s +\d +\d +\d +\d+ +\d +\d+ ", done.stdout, re.MULTILINE)
+    alone = re.findall(r"^ +(\d) s +- +- +- +- +\d+ ", done.stdout, re.MULTILINE)
     assert with_pool[:2] == ["1", "2"]
     assert alone[:1] == ["1"]
 

@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 from connpool import ConnectionPool, Histogram
-from connpool.cli.view import Blow, LiveView, Outcome, PlainView, Plan, Sample, Side
+from connpool.cli.view import HEIGHT, WIDTH, Blow, LiveView, Outcome, PlainView, Plan, Sample, Side
 from connpool.cli.workload import Figures
+
+HEADLINE = 3  # lines that stand above the picture
 
 BLOW = Blow(
     kills_sessions=True,
@@ -16,6 +18,7 @@ BLOW = Blow(
     killed=90,
     in_flight=88,
     late=2,
+    found=1,
     refusals=0,
     new=90,
     first_after=0.0123,
@@ -84,10 +87,10 @@ def drawn(console: Console, *samples: Sample) -> list[str]:
 
 
 def test_the_live_picture_fits_80_columns_and_leaves_room_for_the_headline() -> None:
-    lines = drawn(terminal(), sample())
+    lines = drawn(terminal(), sample(), sample("a connection per request", blow=None))
 
-    assert max(map(len, lines)) <= 80
-    assert len(lines) <= 20
+    assert max(len(line.rstrip()) for line in lines) <= WIDTH
+    assert len(lines) + HEADLINE <= HEIGHT
     assert not any("…" in line for line in lines)
 
 
@@ -108,7 +111,7 @@ def test_the_end_fits_24_lines_of_80_columns() -> None:
     lines = capture.get().splitlines()
 
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 22  # and the prompt
+    assert len(lines) <= 23  # and the prompt
     assert not any("…" in line for line in lines)
 
 
@@ -126,14 +129,15 @@ def test_plain_lines_are_aligned_ascii_of_at_most_80_columns() -> None:
 
 
 def test_a_late_statement_is_told_apart_from_those_in_flight() -> None:
-    assert BLOW.lines()[1:3] == [
+    assert BLOW.lines()[1:4] == [
         "88 statements were in flight and failed; 0 acquires failed.",
         "2 more failed that began on a session which had just died.",
+        "1 connection was found dead by the pool before being lent.",
     ]
 
 
 def test_one_is_not_told_in_the_plural() -> None:
-    blow = dataclasses.replace(BLOW, killed=1, in_flight=1, late=0, refusals=1, new=1)
+    blow = dataclasses.replace(BLOW, killed=1, in_flight=1, late=0, found=0, refusals=1, new=1)
 
     assert blow.lines() == [
         "At 60.0 s every server session was terminated: 1 session.",

@@ -21,7 +21,8 @@ How it is explored
 ------------------
 A state is a tuple of small numbers: one for all that is shared, one for each actor's own variables.  The
 steps of an actor depend on those two numbers alone, so each combination is worked out once, in readable
-code, and remembered.
+code, and remembered.  States that differ only in which thread is which are one state, and what nobody can
+reach any more is forgotten (`_tidy`).
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Shared(NamedTuple):
     closed: bool
     evicted: frozenset[int] = frozenset()  # ghost: what was there when evict() or close() began
     returned: bool = False  # ghost: evict() or close() has returned
+    late: frozenset[int] = frozenset()  # ghost: threads whose take began after that
 
 
 class Local(NamedTuple):
@@ -79,7 +81,6 @@ class Local(NamedTuple):
     own: int | None = None  # the entry it owns
     rest: tuple[int, ...] = ()  # what a loop still has to visit
     cycles: int = 0
-    late: bool = False  # ghost: this take began after evict() or close() had returned
 
 
 Step = tuple[Shared, Local]
@@ -91,7 +92,10 @@ class Violation(AssertionError):
 
 @dataclass
 class Model:
-    """So many threads, places and cycles, with one operator or none."""
+    """So many threads, places and cycles, with one operator or none.
+
+    It begins with every number of idle connections that the places allow, or with *opened* of them.
+    """
 
     threads: int
     places: int
@@ -99,6 +103,7 @@ class Model:
     operator: Literal["evict", "close"] | None = None
     timeouts: bool = True
     mutation: Mutation | None = None
+    opened: int | None = None
     states: int = field(default=0, init=False)
     transitions: int = field(default=0, init=False)
     rests: int = field(default=0, init=False)
@@ -139,7 +144,7 @@ class Model:
                             for after, own in self._steps(actor, shareds[number], locals_[key[1]])
                         ]
                     for after, mine in steps:
-                        moved = True
+                        moved |= locals_[mine].at != "leave" or locals_[key[1]].at != "asleep"
                         self.transitions += 1
                         successor = (after, *state[1 : actor + 1], mine, *state[actor + 2 :])
                         if not strictly_sorted(successor):
@@ -180,10 +185,10 @@ class Model:
         return "\n".join(reversed(lines))
 
     def _beginnings(self) -> Iterator[tuple[Shared, tuple[Local, ...]]]:
-        """Begin with every number of open connections, all idle."""
         threads = (Local("take", cycles=self.cycles),) * self.threads
         others = ((Local(self.operator),) if self.operator else ()) + (Local("dial"),)
-        for count in range(self.places + 1):
+        counts = range(self.places + 1) if self.opened is None else (self.opened,)
+        for count in counts:
             opened = tuple(range(count))
             yield (
                 Shared(
@@ -216,15 +221,15 @@ class Model:
         if not set(shared.idle) <= present:
             raise Violation("an idle entry has no place")
 
-    def _check_lent(self, shared: Shared, me: Local, entry: int) -> None:
+    def _check_lent(self, actor: int, shared: Shared, entry: int) -> None:
         """Check the moment at which an entry is lent."""
-        if me.late and entry in shared.evicted:
+        if actor in shared.late and entry in shared.evicted:
             raise Violation(f"entry {entry} was lent by a take that began after {self.operator}() returned")
         if entry not in shared.places:
             raise Violation(f"entry {entry} was lent after it had been discarded")
 
     def _check_rest(self, shared: Shared, own: list[Local]) -> None:
-        """Check a state in which nobody can go on."""
+        """Check a state in which nobody can go on, unless by timing out."""
         live = [w for w in shared.waiters if w != GATE and shared.outcomes[w] is None]
         if live and shared.idle:
             raise Violation("lost wake-up: an idle entry and a live waiter at rest")
@@ -249,8 +254,10 @@ class Model:
     # Taking: `Lease.__enter__`.
 
     def _at_take(self, actor: int, shared: Shared, me: Local) -> list[Step]:
-        me = me._replace(late=shared.returned and bool(shared.evicted))
-        return [(shared, me._replace(at="queue" if shared.waiters else "pop"))]
+        waiters = shared.waiters
+        if shared.returned:
+            shared = shared._replace(late=shared.late | {actor})
+        return [(shared, me._replace(at="queue" if waiters else "pop"))]
 
     def _at_pop(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         if not shared.idle:
@@ -265,7 +272,8 @@ class Model:
         if self._is_doomed(shared, me.own) and not blind:
             # Once doomed, always doomed: the look may as well happen when the lock is free.
             return (self._at_discard if delivered else self._at_number)(actor, shared, me)
-        self._check_lent(shared, me, me.own)
+        self._check_lent(actor, shared, me.own)
+        shared = shared._replace(late=shared.late - {actor})
         return [(_drop_ticket(shared, actor), me._replace(at="use"))]
 
     def _at_number(self, actor: int, shared: Shared, me: Local) -> list[Step]:
@@ -405,7 +413,8 @@ class Model:
     def _over(self, actor: int, shared: Shared, me: Local) -> Step:
         """End a cycle."""
         cycles = me.cycles - 1
-        shared = _tidy(shared._replace(names=_with(shared.names, actor, None)))
+        shared = shared._replace(names=_with(shared.names, actor, None), late=shared.late - {actor})
+        shared = _tidy(shared)
         return shared, Local("take" if cycles else "done", cycles=cycles)
 
     def _at_done(self, actor: int, shared: Shared, me: Local) -> list[Step]:
@@ -428,11 +437,13 @@ class Model:
     def _at_settle(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         if shared.closed:
             raise Violation("a waiter was served by a closed pool")
+        if not shared.waiters:  # only if somebody left without the lock
+            raise Violation("an entry was delivered to nobody")
         shared = shared._replace(outcomes=_with(shared.outcomes, shared.waiters[0], me.own))
         return [(shared, me._replace(at="unlink", own=None))]
 
     def _at_unlink(self, actor: int, shared: Shared, me: Local) -> list[Step]:
-        if not shared.waiters:  # only if somebody leaves without the lock
+        if not shared.waiters:  # only if somebody left without the lock
             return [(shared, me._replace(at="match"))]
         head, shared = shared.waiters[0], shared._replace(waiters=shared.waiters[1:])
         return [(self._woken(shared, head), me._replace(at="match"))]
@@ -452,7 +463,8 @@ class Model:
         wanted = shared.waiters and not shared.closed and None in shared.places
         if not wanted or self.mutation == "no follow-up after a discard" and me.then == ("over",):
             return [(shared, _goes_on(me))]
-        return [(shared, me._replace(at="plan"))]
+        # Somebody who saw demand and finds none when it has got the lock does nothing more than this.
+        return self._at_plan(actor, shared, me)
 
     def _at_plan(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         if shared.lock is not None:
@@ -580,6 +592,7 @@ def _tidy(shared: Shared) -> Shared:
         doomed=shared.doomed & known,
         stale=shared.stale & known,
         returned=shared.returned and bool(shared.evicted),
+        late=shared.late if shared.evicted else frozenset(),
     )
 
 
@@ -629,6 +642,7 @@ def _role(shared: Shared, thread: int) -> tuple[int, ...]:
         -9 if outcome is None else outcome,
         -1 if name is None else name,
         thread in shared.woken,
+        thread in shared.late,
         shared.lock == thread,
     )
 
@@ -642,6 +656,7 @@ def _permuted(shared: Shared, order: list[int]) -> Shared:
         waiters=tuple(called.get(w, w) for w in shared.waiters),
         outcomes=tuple(shared.outcomes[thread] for thread in order),
         woken=frozenset(called[w] for w in shared.woken),
+        late=frozenset(called[w] for w in shared.late),
         tickets=tuple(shared.tickets[thread] for thread in order),
         names=tuple(shared.names[thread] for thread in order),
         lock=shared.lock if shared.lock is None else called.get(shared.lock, shared.lock),

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -83,10 +85,10 @@ class Schedule:
 
     def until(self, done: Callable[[], bool]) -> None:
         """Let things happen until all is done; an upkeep that has nothing to do goes on for ever."""
-        at = self.simulation.now
-        last = at + PATIENCE
-        while not done() and at < last:
-            at += 0.1
+        at, seconds = self.simulation.now, 0.0
+        while not done() and seconds < PATIENCE:
+            at = max(at, self.simulation.now) + 0.1  # the clock may have jumped
+            seconds += 0.1
             self.simulation.run(at)
 
     def aftermath(self) -> None:
@@ -212,29 +214,36 @@ class Schedule:
             self.bound = self.draw.randint(1, 4)
             simulation.spawn(flows.resize(self.bound, self.draw.randint(0, self.bound)), "resize")
         else:
-            simulation.spawn(flows.ready(simulation.now + 1.0, 1.0), "ready")
+            simulation.spawn(flows.ready(simulation.now + 1.0), "ready")
 
     def close(self) -> None:
         """Prove that every place is usable, then close the pool and see that nothing is left."""
         simulation, core = self.simulation, self.simulation.core
         core.resize(core.max_size, 0)
         self.server.up()
-        tasks = [simulation.acquire(30.0) for _ in range(core.max_size)]
-        self.until(lambda: all(task.done for task in tasks))
-        assert all(task.result for task in tasks), f"a place was lost: {[task.error for task in tasks]}"
-        for task in tasks:
-            entry, task.result = task.result, None
-            assert entry is not None
-            simulation.release(entry)
-        del entry, tasks, task  # else these names would own what is lost later
+        self.use_every_place()
         self.aftermath()
         assert not simulation.lent
         simulation.check_at_rest()
         simulation.spawn(simulation.flows.close(simulation.now + 5.0), "close")
         self.aftermath()
         simulation.check_at_rest()
-        assert not simulation.core.slots
+        assert not core.slots
         assert not self.server.sessions, "a session survived the pool"
+
+    def use_every_place(self) -> None:
+        """Acquire as many connections as there may be, and release them.
+
+        A method of its own: a name that lives on would own what is lost later.
+        """
+        simulation = self.simulation
+        tasks = [simulation.acquire(30.0) for _ in range(simulation.core.max_size)]
+        self.until(lambda: all(task.done for task in tasks))
+        assert all(task.result for task in tasks), f"a place was lost: {[task.error for task in tasks]}"
+        for task in tasks:
+            entry, task.result = task.result, None
+            assert entry is not None
+            simulation.release(entry)
 
 
 def run(seed: int) -> Counter[str]:
@@ -243,12 +252,30 @@ def run(seed: int) -> Counter[str]:
     try:
         counts = schedule.run()
     except BaseException as exc:
-        exc.add_note(
-            f"schedule {seed}, after {schedule.simulation.steps} steps; replay: python -m engine.schedules {seed}"
-        )
+        steps = schedule.simulation.steps
+        exc.add_note(f"schedule {seed}, after {steps} steps; replay: python -m engine.schedules {seed}")
         raise
     counts["steps"] = schedule.simulation.steps
     return counts
+
+
+@dataclass
+class Report:
+    """What became of many schedules."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: dict[int, str] = field(default_factory=dict)  # tracebacks, by seed
+
+
+def run_many(seeds: Sequence[int]) -> Report:
+    """Run many schedules, in a process of their own perhaps: what comes back can be pickled."""
+    report = Report()
+    for seed in seeds:
+        try:
+            report.counts += run(seed)
+        except Exception as exc:
+            report.failures[seed] = "".join(traceback.format_exception(exc))
+    return report
 
 
 if __name__ == "__main__":

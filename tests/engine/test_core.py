@@ -9,10 +9,6 @@ from math import inf
 from typing import Any
 
 import pytest
-
-from connpool.engine import upkeep
-from connpool.engine.core import BATCH, Core, Entry, Refusal, Slot, Waiter, Watcher
-from connpool.engine.stats import Reason
 from engine.driver import (
     NOW,
     Caller,
@@ -29,6 +25,10 @@ from engine.driver import (
     stock,
 )
 
+from connpool.engine import upkeep
+from connpool.engine.core import BATCH, Core, Entry, Refusal, Slot, Waiter, Watcher
+from connpool.engine.stats import Reason
+
 
 def discards(core: Core[Any]) -> dict[str, int]:
     """Return the reasons for which connections were discarded, and how many were."""
@@ -44,12 +44,18 @@ class Contested(deque[Any]):
     def __init__(self, core: Core[Any]) -> None:
         super().__init__(core.idle)
         self.taken: list[Entry[Any]] = []
+        self.given_back = False
         self.torn = 0  # iterations that are still to be disturbed
         core.idle = self
 
     def _take(self) -> None:
-        while self:
+        while self and not self.given_back:
             self.taken.append(self.pop())
+
+    def give_back(self) -> None:
+        self.given_back = True
+        while self.taken:
+            self.append(self.taken.pop())
 
     def remove(self, entry: Entry[Any]) -> None:
         self._take()
@@ -63,6 +69,8 @@ class Contested(deque[Any]):
         if self.torn:
             self.torn -= 1
             raise RuntimeError("deque mutated during iteration")
+        if self.taken:
+            self.give_back()
         return super().__iter__()
 
 
@@ -117,7 +125,7 @@ def test_caller_whose_connection_was_dead_keeps_its_place() -> None:
     (entry,) = lend(core)
     unlucky, *others = queue(core, 3)
     core.give(entry)
-    core.retire(unlucky.take(), Reason.DEAD)
+    core.retire(unlucky.take(), Reason.DEAD, NOW)
     again = Caller()
     again.ticket = unlucky.ticket
     core.queue(again)
@@ -133,7 +141,7 @@ def test_two_that_come_back_stand_in_their_old_order(order: tuple[int, int]) -> 
         core.give(entry)
     twins = [Caller(), Caller()]
     for twin, caller in zip(twins, callers[:2], strict=True):
-        core.retire(caller.take(), Reason.DEAD)
+        core.retire(caller.take(), Reason.DEAD, NOW)
         twin.ticket = caller.ticket
     for index in order:
         core.queue(twins[index])
@@ -146,7 +154,7 @@ def test_caller_with_a_candidate_has_its_place_from_the_beginning() -> None:
     looking = Caller()
     core.number(looking)
     (later,) = queue(core)
-    core.retire(candidate, Reason.DEAD)
+    core.retire(candidate, Reason.DEAD, NOW)
     core.queue(looking)
     assert list(core.waiters) == [looking, later]
 
@@ -273,7 +281,7 @@ def test_one_that_comes_back_is_never_refused() -> None:
     looking = Caller()
     core.number(looking)
     queue(core)
-    core.retire(candidate, Reason.DEAD)
+    core.retire(candidate, Reason.DEAD, NOW)
     assert core.queue(looking) is None
     assert core.waiters[0] is looking
 
@@ -300,8 +308,8 @@ def test_no_bound_is_no_bound() -> None:
 
 def test_failed_dial_frees_its_place_at_once() -> None:
     core = make_core(max_size=1)
-    entry, = lend(core)
-    core.retire(entry, Reason.DEAD)
+    (entry,) = lend(core)
+    core.retire(entry, Reason.DEAD, NOW)
     close_all(core)
     (caller,) = queue(core)
     fail(core, dial(core))
@@ -315,7 +323,7 @@ def test_discarded_connection_makes_room_when_it_is_closed() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
     (caller,) = queue(core)
-    core.retire(entry, Reason.BROKEN)
+    core.retire(entry, Reason.BROKEN, NOW)
     slot = core.next_to_close(NOW)
     assert slot is entry.slot
     assert core.plan(NOW, inf) is None
@@ -413,7 +421,7 @@ def test_doomed_entry_is_not_handed_over() -> None:
 def test_closing_connection_counts_for_a_second_at_most() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     queue(core)
     core.next_to_close(NOW)
     assert core.plan(NOW + upkeep.CLOSE_GRACE - 0.01, inf) is None
@@ -423,7 +431,7 @@ def test_closing_connection_counts_for_a_second_at_most() -> None:
 def test_closing_that_ends_late_changes_nothing() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     queue(core)
     slot = core.next_to_close(NOW)
     assert slot is not None
@@ -435,8 +443,8 @@ def test_closing_that_ends_late_changes_nothing() -> None:
 def test_each_discarded_connection_is_closed_once() -> None:
     core = make_core(max_size=2)
     for entry in lend(core, 2):
-        core.retire(entry, Reason.DEAD)
-        core.retire(entry, Reason.BROKEN)
+        core.retire(entry, Reason.DEAD, NOW)
+        core.retire(entry, Reason.BROKEN, NOW)
     assert discards(core) == {"dead": 2}
     assert close_all(core) == 2
     assert core.next_to_close(NOW) is None
@@ -446,9 +454,9 @@ def test_each_discarded_connection_is_closed_once() -> None:
 def test_entry_is_not_discarded_after_its_place_was_freed() -> None:
     core = make_core()
     (entry,) = lend(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     close_all(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     assert discards(core) == {"dead": 1}
     assert not core.debris
 
@@ -457,7 +465,7 @@ def test_discarded_connection_waits_for_its_closing_as_long_as_it_takes() -> Non
     core = make_core(max_size=1)
     (entry,) = lend(core)
     conn = entry.conn
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     queue(core)
     core.plan(NOW + 3600, inf)
     slot = core.next_to_close(NOW + 3600)
@@ -784,7 +792,7 @@ def test_connection_opened_after_an_evict_stays() -> None:
 def test_connection_that_is_closing_is_not_evicted_again() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     core.evict()
     assert discards(core) == {"dead": 1}
 
@@ -844,7 +852,7 @@ def test_smaller_pool_takes_no_connection_away() -> None:
 def test_smaller_pool_does_not_count_what_is_leaving_anyway() -> None:
     core = make_core(max_size=2)
     leaving, staying = lend(core, 2)
-    core.retire(leaving, Reason.DEAD)
+    core.retire(leaving, Reason.DEAD, NOW)
     core.resize(1, 0)
     assert staying.doomed is None
 
@@ -860,10 +868,12 @@ def test_resize_that_fits_changes_nothing_but_the_bounds() -> None:
 def test_smaller_pool_dooms_what_was_lent_while_it_looked() -> None:
     core = make_core(max_size=2)
     stock(core, 2)
-    contested = Contested(core)
+    first, second = core.idle
+    Contested(core)
     core.resize(1, 0)
-    assert [entry.doomed for entry in contested.taken] == [None, Reason.SURPLUS]
-    assert discards(core) == {}
+    assert (first.doomed, second.doomed) == (Reason.SURPLUS, None)
+    assert list(core.idle) == [second], "both came back before it had looked"
+    assert discards(core) == {"surplus": 1}
 
 
 # -- closing the pool --------------------------------------------------------------------------------
@@ -1052,7 +1062,7 @@ def test_idle_connection_cannot_be_detached() -> None:
 def test_connection_that_is_closing_cannot_be_detached() -> None:
     core = make_core()
     (entry,) = lend(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     assert not core.detach(entry.conn)
     assert core.whereabouts(entry.conn) == RELEASED
 
@@ -1074,7 +1084,7 @@ def test_connection_of_a_block_is_recognised() -> None:
 
 def test_connection_that_was_lent_bare_can_be_detached() -> None:
     core = make_core()
-    entry, = lend(core)
+    (entry,) = lend(core)
     conn = core.lend_bare(entry, lease := [entry])
     assert core.detach(conn)
     assert not core.bare
@@ -1127,7 +1137,7 @@ def test_connection_of_a_dial_that_somebody_dropped_is_closed() -> None:
 def test_entry_that_was_retired_is_not_lost_when_it_ends() -> None:
     core = make_core()
     (entry,) = lend(core)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     del entry
     assert not core.lost
 
@@ -1196,7 +1206,7 @@ def test_bare_entry_that_was_retired_is_not_lost_when_its_connection_ends() -> N
     core.lend_bare(entry, [entry])
     entry.conn = entry.slot.conn = conn
     core.bare.clear()
-    core.retire(entry, Reason.BROKEN)
+    core.retire(entry, Reason.BROKEN, NOW)
     close_all(core)
     del entry, conn
     assert not core.lost
@@ -1207,6 +1217,10 @@ def test_bare_entry_that_was_retired_is_not_lost_when_its_connection_ends() -> N
 
 class Interrupt(BaseException):
     pass
+
+
+def strike() -> None:
+    raise Interrupt
 
 
 class StruckLock:
@@ -1237,10 +1251,6 @@ def test_interrupt_on_the_way_into_the_lock_leaves_it_free() -> None:
 def test_interrupt_inside_the_lock_leaves_it_free_and_the_hand_over_done() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-
-    def strike() -> None:
-        raise Interrupt
-
     waiter = Waiter(strike)
     core.queue(waiter)
     with pytest.raises(Interrupt):
@@ -1250,22 +1260,42 @@ def test_interrupt_inside_the_lock_leaves_it_free_and_the_hand_over_done() -> No
     assert not core.waiters
 
 
+def inside_the_lock(core: Core[Any], event: Callable[[], object]) -> None:
+    """Have something happen in the middle of a transition, as a finalizer does that the collector runs."""
+    core.watch(Watcher(lambda: True, Waiter(event), 0))
+
+
 def test_release_inside_the_lock_is_looked_at_when_the_lock_is_left() -> None:
-    """The collector can end a generator that sits in a `with` block while we hand over."""
-    core = make_core(max_size=2)
-    first, second = lend(core, 2)
-    asked: list[bool] = []
+    """The collector can end a generator that sits in a `with` block."""
+    core = make_core(max_size=1)
+    (entry,) = lend(core)
+    (caller,) = queue(core)
+    seen: list[object] = []
 
     def collect() -> None:
-        core.idle.append(second)
-        asked.append(core.rematch(second))
+        core.idle.append(entry)
+        seen.extend([core.rematch(entry), caller.outcome])
 
-    core.queue(Waiter(collect))
-    (caller,) = queue(core)
-    core.give(first)
-    assert asked == [False]
-    assert caller.outcome is second
+    inside_the_lock(core, collect)
+    assert seen == [False, None], "no transition begins inside another"
+    assert caller.outcome is entry
     assert not core.again
+
+
+def test_exception_in_a_transition_inside_the_lock_leaves_the_lock_to_its_owner() -> None:
+    core = make_core(max_size=1)
+    (entry,) = lend(core)
+    core.queue(Waiter(strike))
+    owned: list[bool] = []
+
+    def collect() -> None:
+        with pytest.raises(Interrupt):
+            core.give(entry)
+        owned.append(core.inside())
+
+    inside_the_lock(core, collect)
+    assert owned == [True]
+    assert not core.inside()
 
 
 def test_transition_inside_the_lock_leaves_the_second_look_to_the_owner() -> None:
@@ -1472,7 +1502,7 @@ def test_uses_of_a_connection_outlive_it() -> None:
     core = make_core()
     (entry,) = lend(core)
     use(core, entry)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     assert core.snapshot("test").use.count == 1
     close_all(core)
     stats = core.snapshot("test")
@@ -1483,8 +1513,11 @@ def test_waiting_times_are_folded_in_batches() -> None:
     core = make_core()
     core.waits.extend([0.25] * (2 * BATCH))
     assert core.snapshot("test").waits == 2 * BATCH
-    queue(core)
-    assert len(core.waits) == BATCH
+    left = []
+    for _ in range(3):
+        queue(core)
+        left.append(len(core.waits))
+    assert left == [BATCH, 0, 0]
     assert core.snapshot("test").waits == 2 * BATCH
 
 
@@ -1505,7 +1538,7 @@ def test_snapshot_counts_each_connection_in_one_state() -> None:
     idle, lent, checked, broken = lend(core, 4)
     core.give(idle)
     checked.slot.validating = True
-    core.retire(broken, Reason.BROKEN)
+    core.retire(broken, Reason.BROKEN, NOW)
     core.resize(6, 2)
     opening = dial(core)
     stats = core.snapshot("a name")
@@ -1522,7 +1555,7 @@ def test_snapshot_does_not_change_afterwards() -> None:
     before = core.snapshot("test")
     use(core, entry)
     core.waits.append(1.0)
-    core.retire(entry, Reason.DEAD)
+    core.retire(entry, Reason.DEAD, NOW)
     close_all(core)
     lend(core)
     assert (before.use.count, before.wait.count, before.connect.count) == (0, 0, 1)

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from engine.driver import STRIKES, AroundAdapter, BlindAdapter, Hand, World, assert_lawful, close_all
 
 import connpool.adapter
-from connpool.adapter import Fault, Verdict
 from connpool.adapters.dbapi import DBAPIAdapter
 from connpool.engine import upkeep
 from connpool.engine.core import Entry
-from connpool.engine.flows import Call, Park, Start, Step, Watch
+from connpool.engine.flows import Park, Step, Watch
 from connpool.engine.stats import Reason
 from connpool.errors import (
     PoolClosed,
@@ -35,7 +35,6 @@ from connpool.testing import (
     FakeOperationalError,
     FakeServer,
 )
-from engine.driver import STRIKES, AroundAdapter, BlindAdapter, Hand, World, assert_lawful, dial
 
 
 def discards(world: World) -> dict[str, int]:
@@ -98,11 +97,26 @@ def test_killed_session_is_noticed_as_late_as_the_options_say(idle: float) -> No
 
 
 def test_probe_can_be_switched_off() -> None:
-    world = World(probe_after=None, max_lifetime=None, idle_timeout=None)
+    world = World(probe_after=None, ping_after=None, max_lifetime=None)
     (entry,) = world.stock()
     entry.conn.kill()
     world.now += 1e6
     assert world.acquire().value() is entry
+
+
+def test_ping_does_without_a_probe() -> None:
+    world = World(probe_after=None, ping_after=30.0)
+    (entry,) = world.stock()
+    entry.conn.kill()
+    world.now += 29.9
+    assert world.acquire().value() is entry
+    world.release(entry).value()
+    world.now += 30.0
+    hand = world.acquire()
+    hand.to(Step.PING)
+    hand.run()
+    world.work()
+    assert hand.value() is not entry
 
 
 def test_probe_that_is_switched_off_leaves_the_lifetime() -> None:
@@ -181,7 +195,9 @@ def doom(world: World, entry: Entry[Any]) -> None:
 
 def break_probe(world: World, entry: Entry[Any]) -> None:
     def alive(conn: FakeConnection) -> bool:
-        raise OSError("bad descriptor")
+        if conn is entry.conn:
+            raise OSError("bad descriptor")
+        return True
 
     world.adapter.alive = alive
 
@@ -237,6 +253,23 @@ def test_discarded_candidate_is_closed_although_another_was_at_hand() -> None:
     assert not world.core.debris
 
 
+def test_discarded_candidate_that_somebody_else_closed_already_is_let_be() -> None:
+    world = World()
+    alive, dead = world.stock(2)
+    dead.conn.kill()
+    world.now += 1.0
+    retire = world.core.retire
+
+    def retire_and_close(entry: Entry[Any], reason: Reason, now: float) -> None:
+        retire(entry, reason, now)
+        close_all(world.core)
+
+    world.core.retire = retire_and_close  # type: ignore[method-assign] # another thread is faster
+    hand = world.acquire()
+    assert hand.value() is alive
+    assert "close" not in hand.steps
+
+
 def test_caller_whose_candidate_was_dead_is_served_before_those_who_came_later() -> None:
     world = World(max_size=1)
     world.stock()
@@ -263,6 +296,92 @@ def test_handed_over_connection_is_looked_at_too() -> None:
     world.work()
     assert hand.value() is not entry
     assert discards(world) == {"dead": 1}
+
+
+# -- the alarm after a death -------------------------------------------------------------------------
+
+
+def alarm(world: World) -> None:
+    """Have a borrower find out that his session has ended."""
+    entry = world.core.idle.popleft()
+    entry.conn.busy = True
+    world.release(entry).value()
+    world.work()
+
+
+def test_fresh_candidate_is_probed_for_a_moment_after_a_death() -> None:
+    world = World(max_size=2)
+    world.stock(2)
+    alarm(world)
+    killed = world.core.idle[-1]
+    killed.conn.kill()
+    hand = world.acquire().run()
+    world.work()
+    assert hand.value() is not killed
+    assert discards(world) == {"broken": 1, "dead": 1}
+
+
+def test_handed_over_connection_is_probed_for_a_moment_after_a_death() -> None:
+    world = World(max_size=2)
+    world.stock(2)
+    alarm(world)
+    (entry,) = world.lend()
+    others = world.lend()
+    hand = world.acquire().run()
+    world.release(entry).value()
+    entry.conn.kill()
+    hand.run()
+    world.work()
+    assert hand.value() is not entry
+    assert len(others) == 1
+
+
+def test_alarm_ends() -> None:
+    world = World(max_size=2, probe_after=60.0, ping_after=60.0)
+    world.stock(2)
+    alarm(world)
+    (entry,) = world.core.idle
+    entry.conn.kill()
+    world.now += upkeep.ALARM
+    assert world.acquire().value() is entry
+
+
+def test_alarm_asks_nobody_for_a_round_trip() -> None:
+    world = World(max_size=2, probe_after=20.0, ping_after=20.0)
+    world.stock(2)
+    alarm(world)
+    hand = world.acquire()
+    hand.value()
+    assert hand.steps == []
+
+
+def test_alarm_does_not_switch_on_a_probe_that_is_switched_off() -> None:
+    world = World(max_size=2, probe_after=None, ping_after=None)
+    world.stock(2)
+    alarm(world)
+    (entry,) = world.core.idle
+    entry.conn.kill()
+    assert world.acquire().value() is entry
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_only_a_death_raises_the_alarm(reason: Reason) -> None:
+    world = World()
+    (entry,) = world.lend()
+    world.core.retire(entry, reason, world.now)
+    raised = world.core.alarmed_until > world.now
+    assert raised == (reason in (Reason.DEAD, Reason.BROKEN, Reason.RESET_FAILED))
+
+
+def test_alarm_spares_connections_that_were_opened_after_it() -> None:
+    """Else a driver whose fresh sockets are readable would never lend anything again."""
+    world = World(max_size=1)
+    world.stock()
+    world.adapter.alive = lambda conn: False
+    world.now += 1.0
+    hand = world.acquire().run()
+    world.work()
+    assert isinstance(hand.value(), Entry)
 
 
 # -- acquire: nothing is idle ------------------------------------------------------------------------
@@ -544,11 +663,11 @@ def test_only_the_first_line_of_the_driver_is_repeated() -> None:
 
 def test_refused_credentials_end_all_waiting_at_once() -> None:
     world = World(max_size=1)
-    outage(world, text="password authentication failed")
+    outage(world, text="wrong password")
     hand = world.acquire(5.0).run()
     world.work()
     assert refusal(hand, PoolUnavailable) == (
-        "cannot connect; last connect error: FakeOperationalError: password authentication failed (pool 'test')"
+        "cannot connect; last connect error: FakeOperationalError: wrong password (pool 'test')"
     )
 
 
@@ -999,9 +1118,7 @@ def test_connection_that_its_hook_spoilt_is_closed_and_the_hook_is_named(state: 
     world = World(on_connect=lambda conn: setattr(conn, state, True))
     opening(world).value()
     world.work()
-    assert refusal(world.hands[0], PoolMisuse) == (
-        f"on_connect left the connection {name} (pool 'test')"
-    )
+    assert refusal(world.hands[0], PoolMisuse) == (f"on_connect left the connection {name} (pool 'test')")
     assert not world.core.slots
 
 
@@ -1028,16 +1145,16 @@ def test_failed_dial_is_tried_again_by_upkeep_when_its_pause_is_over() -> None:
 
 
 def test_dial_that_was_given_up_closes_what_it_opens_late() -> None:
-    world = World(AroundDial := AroundAdapter(FakeServer().accept), connect_timeout=5.0)
-    server = AroundDial.dial.__self__  # type: ignore[attr-defined]
-    AroundDial.server = world.server = server
+    world = World(connect_timeout=5.0)
     dialling = opening(world)
     dialling.to(Step.CONNECT)
-    world.now += 5.0
+    world.now += 5.0 + upkeep.DIAL_GRACE
     world.hold(world.flows.upkeep()).run()
+    dialling.to(Step.ADOPT)
+    (conn,) = world.server.sessions
     dialling.run()
     world.work()
-    assert not server.sessions
+    assert conn.closed
     assert world.core.totals.dial_failures == 1
 
 
@@ -1191,6 +1308,19 @@ def test_connection_that_cannot_be_closed_politely_is_aborted() -> None:
     assert not world.core.slots
 
 
+def test_connection_that_cannot_even_be_aborted_frees_its_place() -> None:
+    def abort(conn: FakeConnection) -> None:
+        raise OSError("bad descriptor")
+
+    world = World()
+    world.adapter.abort = abort
+    hand, _ = closing(world)
+    hand.to(Step.CLOSE)
+    hand.throw(FakeOperationalError("no answer"))
+    hand.value()
+    assert not world.core.slots
+
+
 @pytest.mark.parametrize("strike", ["cancelled", "closed"])
 def test_closing_that_is_interrupted_aborts_and_frees_the_place(strike: str) -> None:
     world = World()
@@ -1221,7 +1351,7 @@ def test_what_was_discarded_during_a_dial_is_closed_after_it() -> None:
     (entry,) = world.lend()
     dialling = opening(world)
     dialling.to(Step.CONNECT)
-    world.core.retire(entry, Reason.DEAD)
+    world.core.retire(entry, Reason.DEAD, world.now)
     dialling.value()
     world.work()
     assert entry.conn.closed
@@ -1233,7 +1363,7 @@ def test_what_was_discarded_during_a_dial_is_closed_after_it() -> None:
 def test_follow_up_closes_first_and_then_dials() -> None:
     world = World(max_size=2, helpers=False)
     (entry,) = world.lend()
-    world.core.retire(entry, Reason.DEAD)
+    world.core.retire(entry, Reason.DEAD, world.now)
     hand = world.acquire(5.0)
     hand.value()
     assert hand.steps == ["start", "close", "connect", "adopt", "watch", "watch"]
@@ -1276,7 +1406,7 @@ def test_upkeep_with_nothing_to_do_looks_at_the_clock_and_goes() -> None:
 
 def test_ready_opens_min_idle_connections() -> None:
     world = World(max_size=5, min_idle=3)
-    hand = world.hold(world.flows.ready(None, None)).run()
+    hand = world.hold(world.flows.ready(None)).run()
     assert hand.parked
     world.work()
     hand.value()
@@ -1285,7 +1415,7 @@ def test_ready_opens_min_idle_connections() -> None:
 
 def test_ready_opens_one_connection_at_least() -> None:
     world = World(min_idle=0)
-    hand = world.hold(world.flows.ready(None, None)).run()
+    hand = world.hold(world.flows.ready(None)).run()
     world.work()
     hand.value()
     assert len(world.core.idle) == 1
@@ -1294,7 +1424,7 @@ def test_ready_opens_one_connection_at_least() -> None:
 def test_pool_that_is_ready_says_so_at_once() -> None:
     world = World()
     world.stock()
-    hand = world.hold(world.flows.ready(None, None))
+    hand = world.hold(world.flows.ready(None))
     hand.value()
     assert "park" not in hand.steps
 
@@ -1302,7 +1432,7 @@ def test_pool_that_is_ready_says_so_at_once() -> None:
 def test_ready_waits_for_a_server_that_is_still_starting() -> None:
     world = World()
     world.server.down()
-    hand = world.hold(world.flows.ready(world.now + 30.0, 30.0)).run()
+    hand = world.hold(world.flows.ready(world.now + 30.0)).run()
     world.work()
     assert hand.parked
     world.server.up()
@@ -1316,7 +1446,7 @@ def test_ready_waits_for_a_server_that_is_still_starting() -> None:
 def test_ready_that_is_not_says_what_is_missing() -> None:
     world = World(max_size=3, min_idle=3, max_connecting=1)
     error = FakeOperationalError("connection refused")
-    hand = world.hold(world.flows.ready(world.now + 30.0, 30.0)).run()
+    hand = world.hold(world.flows.ready(world.now + 30.0)).run()
     dialling = world.hold(world.jobs.popleft())
     dialling.to(Watch)
     world.server._down = error
@@ -1336,7 +1466,7 @@ def test_ready_fails_at_once_when_the_credentials_are_refused() -> None:
     world = World()
     error = FakeOperationalError("password authentication failed")
     world.server.down(error)
-    hand = world.hold(world.flows.ready(None, None)).run()
+    hand = world.hold(world.flows.ready(None)).run()
     world.work()
     assert refusal(hand, PoolUnavailable) == (
         "not ready within 0 s: 0 of 1 connections; "
@@ -1348,7 +1478,7 @@ def test_ready_fails_at_once_when_the_credentials_are_refused() -> None:
 
 def test_ready_reports_the_callers_mistake_as_itself() -> None:
     world = World(object)
-    hand = world.hold(world.flows.ready(None, None)).run()
+    hand = world.hold(world.flows.ready(None)).run()
     world.work()
     assert "no DB-API connection" in refusal(hand, PoolMisuse)
     assert hand.error is not world.core.last_error
@@ -1356,7 +1486,7 @@ def test_ready_reports_the_callers_mistake_as_itself() -> None:
 
 def test_pool_that_is_closed_will_not_be_ready() -> None:
     world = World(max_size=1)
-    hand = world.hold(world.flows.ready(None, None)).run()
+    hand = world.hold(world.flows.ready(None)).run()
     world.hold(world.flows.close(world.now)).value()
     assert refusal(hand, PoolClosed) == "it is closed (pool 'test')"
 
@@ -1536,12 +1666,12 @@ def dial_fails(world: World) -> None:
 def credentials_refused(world: World) -> None:
     world.server.down(FakeOperationalError("password"))
     world.acquire().run()
-    world.hold(world.flows.ready(world.now + 5.0, 5.0)).run()
+    world.hold(world.flows.ready(world.now + 5.0)).run()
     world.work()
 
 
 def becomes_ready(world: World) -> None:
-    world.hold(world.flows.ready(world.now + 5.0, 5.0)).run()
+    world.hold(world.flows.ready(world.now + 5.0)).run()
     world.work()
 
 

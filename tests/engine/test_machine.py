@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any, TypeVar
 
+from engine.driver import NOW, Caller, assert_lawful, make_core
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,7 +17,6 @@ from connpool.engine import upkeep
 from connpool.engine.core import Core, Entry, Refusal, Slot
 from connpool.engine.stats import Reason
 from connpool.testing import FakeConnection, FakeServer
-from engine.driver import NOW, Caller, assert_lawful, make_core
 
 GRACE = upkeep.CLOSE_GRACE
 PATIENCE = 10.0  # seconds after which a dial is given up
@@ -312,7 +312,7 @@ class Pool(RuleBasedStateMachine):
 
     def retire(self, entry: Entry[FakeConnection], reason: Reason) -> None:
         self.doomed.add(entry.conn.number)
-        self.core.retire(entry, reason)
+        self.core.retire(entry, reason, self.now)
 
     def note_delivery(self, entry: Entry[FakeConnection]) -> None:
         """Check that an entry that became free went to the oldest waiter, if it was fit for him."""
@@ -405,5 +405,5 @@ class Pool(RuleBasedStateMachine):
         assert core.due(self.now) is None
 
 
-Pool.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
+Pool.TestCase.settings = settings(max_examples=250, stateful_step_count=60)
 TestPool = Pool.TestCase

@@ -46,7 +46,9 @@ def test_percentile_is_wrong_by_no_more_than_promised(durations: list[float], pe
 @given(DURATIONS)
 def test_one_duration_is_every_percentile(duration: float) -> None:
     figures = histogram([duration])
-    assert figures.percentile(1) == figures.percentile(50) == pytest.approx(duration, rel=PROMISED, abs=NOTHING)
+    assert (
+        figures.percentile(1) == figures.percentile(50) == pytest.approx(duration, rel=PROMISED, abs=NOTHING)
+    )
     assert figures.percentile(100) == figures.max == duration
 
 

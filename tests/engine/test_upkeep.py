@@ -112,19 +112,10 @@ def test_step_has_its_own_limit_and_no_more_than_the_deadline_leaves(
 
 
 @pytest.mark.parametrize(
-    ("expires", "probe_after", "at_least", "at"),
-    [
-        (inf, 0.5, 0.0, NOW + 0.5),
-        (NOW + 0.2, 0.5, 0.0, NOW + 0.2),
-        (inf, None, 0.0, inf),
-        (NOW + 9, None, 0.5, NOW + 9),
-        (inf, 0, 0.0, NOW),
-        (inf, 0, 0.5, NOW + 0.5),
-        (inf, 2.0, 0.5, NOW + 2.0),
-        (NOW + 0.1, 0, 0.5, NOW + 0.1),
-    ],
+    ("probe_after", "ping_after", "first"),
+    [(0.5, 30.0, 0.5), (0, 0, 0), (0, None, 0), (None, 30.0, 30.0), (0.5, None, 0.5), (None, None, inf)],
 )
-def test_entry_is_looked_at_when_it_was_idle_or_expires(
-    expires: float, probe_after: float | None, at_least: float, at: float
+def test_entry_is_looked_at_when_the_sooner_of_both_looks_is_due(
+    probe_after: float | None, ping_after: float | None, first: float
 ) -> None:
-    assert upkeep.look_at(NOW, expires, probe_after, at_least) == at
+    assert upkeep.first_look(probe_after, ping_after) == first

@@ -36,6 +36,10 @@ HOST: Final = "127.0.0.1"
 # gets its port by chance, and a client that dials it cannot end up connected to itself.
 PORTS: Final = range(20_000, 32_768)
 
+# The shell waits for a line before it becomes the program. If we die before the watchdog knows the
+# process, the shell reads the end of our pipe and ends too: no moment is without a net.
+GATE: Final = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 10.0
 
@@ -362,8 +366,8 @@ class Server(ABC):
         account = self._account
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
+                [*GATE, *command],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
@@ -373,7 +377,10 @@ class Server(ABC):
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
             )
-        _watchdog.tell(process=process.pid, signal=int(stop_signal))
+        assert process.stdin is not None
+        with process.stdin as gate:
+            _watchdog.tell(process=process.pid, signal=int(stop_signal))
+            gate.write(b"go\n")
         return process
 
     def _environment(self) -> Mapping[str, str]:

@@ -369,6 +369,17 @@ def test_closing_fails_those_who_wait_and_awaits_what_is_lent(server):
     assert str(outcome[0]) == "no connection: the pool is closed (pool 'full')"
 
 
+def test_closing_does_not_wait_for_a_dial_that_hangs(server):
+    adapter = Gate(server)
+    pool = ConnectionPool(adapter)
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=0)
+    assert wait_until(lambda: adapter.dials == 1, 5.0)
+    pool.close(timeout=None)
+    adapter.open.set()
+    assert wait_until(lambda: not server.sessions, 5.0)
+
+
 def test_closing_does_not_wait_longer_than_it_is_told(server):
     pool, conn = full(server)
     pool.close(timeout=0.01)

@@ -92,19 +92,39 @@ def running_server(programs: Path, max_connections: int) -> Iterator[Server]:
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **apart)
-    assert keeper.stdin is not None
-    assert keeper.stdout is not None
+    keeper: subprocess.Popen[str] | None = None
     # Not `with keeper`, which after Ctrl-C waits for a quarter of a second only.
     try:
+        with _ctrl_c_held_back():
+            keeper = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **apart
+            )
+        assert keeper.stdout is not None
         answer = json.loads(keeper.stdout.readline() or '{"error": "its keeper died"}')
         if "error" in answer:
             raise NoServer(answer["error"])
         yield Server(**answer)
     finally:
-        keeper.stdin.close()
-        keeper.wait()
-        keeper.stdout.close()
+        if keeper is not None and keeper.stdin is not None and keeper.stdout is not None:
+            keeper.stdin.close()
+            keeper.wait()
+            keeper.stdout.close()
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Let Ctrl-C strike at the end of the block only.
+
+    In the middle of `Popen` it would leave a process behind that nobody has a name for, and waits for.
+    """
+    struck: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: struck.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if struck and callable(usual):
+        usual(signal.SIGINT, None)
 
 
 # -- the keeper --------------------------------------------------------------------------------------

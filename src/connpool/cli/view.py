@@ -214,7 +214,9 @@ class _Printing:
         self._print(outcome.sentence(), "bold red" if outcome.broken else "bold", wrap=True)
 
     def _print(self, line: str, style: str = "", *, wrap: bool = False) -> None:
-        self._console.print(Text(line, style), soft_wrap=not wrap or not self._console.file.isatty())
+        # In a log a sentence is a line; on a screen it is to be read.
+        screen = self._console.is_terminal or self._console.file.isatty()
+        self._console.print(Text(line, style), soft_wrap=not (wrap and screen))
 
 
 class PlainView(_Printing):

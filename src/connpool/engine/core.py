@@ -222,7 +222,7 @@ class Core(Generic[C]):
         self.closing: dict[Slot, None] = {}
         self.debris: deque[Slot] = deque()  # closing, but nobody has begun to
         self.lost: deque[Ref | Entry[C]] = deque()
-        self.bare: dict[int, object] = {}  # leases of connections lent by acquire(), by id(connection)
+        self.bare: dict[int, Entry[C]] = {}  # of connections lent by acquire(), by id(connection)
         self.again = False
 
         self.options = options
@@ -494,6 +494,7 @@ class Core(Generic[C]):
         except TypeError:
             pass  # cannot be referenced weakly: see lend_bare
         self.failures = self.abandoned = 0
+        self.last_error = None
         self.retry_at = 0.0
         self.ever_opened = True
         self.totals.opened += 1
@@ -554,14 +555,18 @@ class Core(Generic[C]):
             self._free(slot)
         for slot in [slot for slot in self.opening if slot.until <= now]:
             if slot in self.slots:
-                self.totals.dial_failures += 1
                 self.failures += 1
                 self.abandoned += 1
                 self.last_error = TimeoutError("the dial was given up: no answer within connect_timeout")
                 self.retry_at = now + upkeep.abandoned_pause(self.abandoned)
-            conn = slot.conn
-            self._free(slot)
-            slot.conn = conn  # if the dial got that far, its flow still closes what it opened
+            self._abandon(slot)
+
+    def _abandon(self, slot: Slot) -> None:
+        """Free the place of a dial that goes on.  Lock held."""
+        self.totals.dial_failures += slot in self.slots
+        conn = slot.conn
+        self._free(slot)
+        slot.conn = conn  # if the dial got that far, its flow still closes what it opened
 
     # -- closing -------------------------------------------------------------------------------------
 
@@ -693,6 +698,8 @@ class Core(Generic[C]):
         self.waiters.appendleft(self._gate)  # publish: from here on every caller takes the flows
         self._doom(list(self.slots), Reason.CLOSED)
         self._sweep()
+        for slot in list(self.opening):
+            self._abandon(slot)  # a dial into a black hole must not hold up whoever closes
         self._fail_waiters(Refusal.CLOSED)
         self._notify()
 
@@ -733,22 +740,34 @@ class Core(Generic[C]):
                 watcher.waiter.outcome = True
                 watcher.waiter.wake()
 
-    def lend_bare(self, entry: Entry[C], lease: object) -> C:
+    def lend_bare(self, entry: Entry[C]) -> C:
         """Let go of the connection of an entry, so that only its borrower keeps it alive.
 
         If it becomes garbage, `conn_ref` reports the slot as lost.  A connection that cannot be
         referenced weakly stays with its slot: it is never lost, and never reclaimed either.
 
-        The order matters to an interrupt: until the lease is noted, the entry dies with its caller's
-        frame, and with it the slot is lost and found.
+        The order matters to an interrupt: until the entry is noted, it dies with its caller's frame,
+        and with it the slot is lost and found.
         """
         conn, slot = entry.conn, entry.slot
         if slot.conn_ref is not None:
             slot.conn = None
             del entry.conn
         slot.bare = id(conn)
-        self.bare[slot.bare] = lease
+        self.bare[slot.bare] = entry
         return conn
+
+    def take_bare(self, conn: C) -> Entry[C] | None:
+        """Undo `lend_bare`; ``None`` if the connection was not lent so."""
+        entry = self.bare.pop(id(conn), None)
+        if entry is None:
+            return None
+        slot = entry.slot
+        if slot.conn_ref is not None and slot.conn_ref() is not conn:
+            return None  # another object, which has got the id of a lost one
+        entry.conn = slot.conn = conn
+        slot.bare = 0
+        return entry
 
     # -- figures -------------------------------------------------------------------------------------
 

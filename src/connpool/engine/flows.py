@@ -445,7 +445,7 @@ class Flows(Generic[C]):
 
     # -- the pool as a whole -------------------------------------------------------------------------
 
-    def ready(self, deadline: float | None, timeout: float | None) -> Flow[None]:
+    def ready(self, deadline: float | None) -> Flow[None]:
         """Open `min_idle` connections, but at least one, and wait until they are there."""
         core = self.core
         began = self._clock()
@@ -460,8 +460,8 @@ class Flows(Generic[C]):
         if isinstance(outcome, PoolError):
             raise type(outcome)(*outcome.args) from outcome
         error = outcome if isinstance(outcome, BaseException) else core.last_error
-        within = _within(timeout, self._clock() - began)
-        text = f"not ready {within}: {core.available()} of {wanted} connections{_because(error)}"
+        waited = self._clock() - began
+        text = f"not ready after {waited:.2g} s: {core.available()} of {wanted} connections{_because(error)}"
         raise self._error(PoolUnavailable, text) from error
 
     def close(self, deadline: float | None) -> Flow[None]:

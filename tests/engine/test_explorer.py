@@ -1,0 +1,208 @@
+"""The real warm path, interrupted by another thread at every bytecode.
+
+A scenario names two or three actors.  `Explorer.once` lets the second run at each bytecode of the first,
+also inside critical sections, where it goes on as far as it can without the lock.  `Explorer.twice` adds a
+third at the same or any later bytecode; `Explorer.weave` goes back from the second, at each of its
+bytecodes, to the first.  These two switch only before bytecodes that another thread could notice: all others
+give the same schedules again.  After each schedule `World.check_at_rest` holds: nobody is parked beside an
+idle connection, the queue is in order, no entry has two owners or none, nothing doomed is idle, no work is
+left undone, the figures add up, the server has the sessions that the pool knows, and after everything has
+been given back `max_size` connections can be lent at once, and no more.
+
+Not proven: schedules with three switches and more.  The model (`test_model`) has no such limit, but
+describes the code by hand.
+
+The bounds on the number of schedules keep an explorer that stops too early from passing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine.explorer import Explorer, World
+
+Job = Callable[[], None]
+
+
+def release_and_acquire(world: World) -> list[Job]:
+    """The only connection is released; somebody wants it."""
+    lease = world.lent()
+    return [lambda: world.give(lease), lambda: world.take("second")]
+
+
+def release_and_two_who_wait(world: World) -> list[Job]:
+    """The only connection is released; two want it, one after the other."""
+    lease = world.lent()
+    return [lambda: world.give(lease), lambda: world.take("second"), lambda: world.take("third")]
+
+
+def release_evict_take(world: World) -> list[Job]:
+    """A connection is released; all are evicted; somebody takes one."""
+    lease = world.lent()
+    return [lambda: world.give(lease), world.evict, lambda: world.take("third")]
+
+
+def release_close_take(world: World) -> list[Job]:
+    """A connection is released; the pool is closed; somebody wants one."""
+    lease = world.lent()
+    return [lambda: world.give(lease), world.close, lambda: world.take("third", 1.0)]
+
+
+def release_resize_take(world: World) -> list[Job]:
+    """One of two connections is released; the pool shrinks to one; somebody wants one."""
+    lease, _ = world.lent(), world.lent()
+    return [lambda: world.give(lease), lambda: world.pool.resize(max_size=1), lambda: world.take("third")]
+
+
+def two_releases_and_resize(world: World) -> list[Job]:
+    """Two connections are released; the pool shrinks to one."""
+    one, other = world.lent(), world.lent()
+    return [lambda: world.give(one), lambda: world.pool.resize(max_size=1), lambda: world.give(other)]
+
+
+def acquire_evict_acquire(world: World) -> list[Job]:
+    """An idle connection is taken; all are evicted; another thread wants one too."""
+    world.give(world.lent())
+    return [lambda: world.take("first"), world.evict, lambda: world.take("third")]
+
+
+def acquire_and_close(world: World) -> list[Job]:
+    """An idle connection is taken; the pool is closed."""
+    world.give(world.lent())
+    return [lambda: world.take("first", 1.0), world.close]
+
+
+def waiting_and_close(world: World) -> list[Job]:
+    """Somebody has to wait; the pool is closed; the connection they waited for comes back."""
+    lease = world.lent()
+    return [lambda: world.take("first"), world.close, lambda: world.give(lease)]
+
+
+def give_up_and_hand_over(world: World) -> list[Job]:
+    """Somebody's time is up; the connection is released."""
+    lease = world.lent()
+    return [lambda: world.take("first", 0), lambda: world.give(lease)]
+
+
+def give_up_behind_another(world: World) -> list[Job]:
+    """Somebody's time is up; another waits too; the connection is released."""
+    lease = world.lent()
+    return [lambda: world.take("first", 0), lambda: world.take("second"), lambda: world.give(lease)]
+
+
+def two_releases_and_acquire(world: World) -> list[Job]:
+    """Both connections are released; somebody waits."""
+    one, other = world.lent(), world.lent()
+    return [lambda: world.give(one), lambda: world.give(other), lambda: world.take("third")]
+
+
+def two_takers_of_one(world: World) -> list[Job]:
+    """Two want the only connection, which is idle."""
+    world.give(world.lent())
+    return [lambda: world.take("first"), lambda: world.take("second")]
+
+
+def prune_and_take(world: World) -> list[Job]:
+    """Two connections have been idle for too long; somebody takes one."""
+    one, other = world.lent(), world.lent()
+    world.give(one)
+    world.give(other)
+    world.clock.now += 10.0
+    return [world.pool._runner.upkeep, lambda: world.take("second"), lambda: world.take("third")]
+
+
+def dirty_release_and_acquire(world: World) -> list[Job]:
+    """The only connection is released with a transaction open, by the flow; somebody wants it."""
+    lease = world.lent()
+    next(iter(world.held)).execute("write")
+    return [lambda: world.give(lease), lambda: world.take("second")]
+
+
+def cycle_and_cycle(world: World) -> list[Job]:
+    """Two threads borrow and give back the only connection."""
+    world.give(world.lent())
+    return [lambda: world.cycle("first"), lambda: world.cycle("second")]
+
+
+ONE: dict[str, Any] = {"max_size": 1}
+TWO: dict[str, Any] = {"max_size": 2}
+PRUNED: dict[str, Any] = {"max_size": 2, "idle_timeout": 5.0, "probe_after": None, "ping_after": None}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "options", "first", "second", "at_least"),
+    [
+        (release_and_acquire, ONE, 0, 1, 1),
+        (release_and_acquire, ONE, 1, 0, 1),
+        (release_evict_take, ONE, 0, 1, 1),
+        (release_evict_take, ONE, 1, 0, 1),
+        (release_close_take, ONE, 0, 1, 1),
+        (release_close_take, ONE, 1, 0, 1),
+        (release_resize_take, TWO, 0, 1, 1),
+        (release_resize_take, TWO, 1, 0, 1),
+        (acquire_evict_acquire, TWO, 0, 1, 1),
+        (acquire_evict_acquire, TWO, 1, 0, 1),
+        (acquire_and_close, ONE, 0, 1, 1),
+        (acquire_and_close, ONE, 1, 0, 1),
+        (waiting_and_close, ONE, 0, 1, 1),
+        (waiting_and_close, ONE, 1, 0, 1),
+        (give_up_and_hand_over, ONE, 0, 1, 1),
+        (give_up_and_hand_over, ONE, 1, 0, 1),
+        (two_releases_and_acquire, TWO, 0, 1, 1),
+        (two_takers_of_one, ONE, 0, 1, 1),
+        (prune_and_take, PRUNED, 0, 1, 1),
+        (prune_and_take, PRUNED, 1, 0, 1),
+        (dirty_release_and_acquire, ONE, 0, 1, 1),
+        (dirty_release_and_acquire, ONE, 1, 0, 1),
+        (cycle_and_cycle, ONE, 0, 1, 1),
+    ],
+)
+def test_another_thread_may_come_between_any_two_bytecodes(
+    scenario: Callable[[World], list[Job]], options: dict[str, Any], first: int, second: int, at_least: int
+) -> None:
+    with Explorer(scenario, **options) as explorer:
+        explorer.once(first, second)
+    assert explorer.schedules >= at_least
+
+
+@pytest.mark.parametrize(
+    ("scenario", "options", "at_least"),
+    [
+        (release_and_two_who_wait, ONE, 1),
+        (release_evict_take, ONE, 1),
+        (release_close_take, ONE, 1),
+        (release_resize_take, TWO, 1),
+        (two_releases_and_resize, TWO, 1),
+        (acquire_evict_acquire, ONE, 1),
+        (two_releases_and_acquire, TWO, 1),
+        (prune_and_take, PRUNED, 1),
+    ],
+)
+def test_two_other_threads_may_come_between_any_two_bytecodes(
+    scenario: Callable[[World], list[Job]], options: dict[str, Any], at_least: int
+) -> None:
+    with Explorer(scenario, **options) as explorer:
+        explorer.twice(0, 1, 2)
+    assert explorer.schedules >= at_least
+
+
+@pytest.mark.parametrize(
+    ("scenario", "options", "first", "second", "at_least"),
+    [
+        (release_and_acquire, ONE, 0, 1, 1),
+        (release_evict_take, ONE, 0, 1, 1),
+        (release_close_take, ONE, 0, 1, 1),
+        (release_resize_take, TWO, 0, 1, 1),
+        (give_up_and_hand_over, ONE, 0, 1, 1),
+        (acquire_and_close, ONE, 0, 1, 1),
+        (two_takers_of_one, ONE, 0, 1, 1),
+        (two_releases_and_acquire, TWO, 0, 1, 1),
+    ],
+)
+def test_two_threads_may_be_woven_at_any_two_bytecodes(
+    scenario: Callable[[World], list[Job]], options: dict[str, Any], first: int, second: int, at_least: int
+) -> None:
+    with Explorer(scenario, **options) as explorer:
+        explorer.weave(first, second)
+    assert explorer.schedules >= at_least
