@@ -202,7 +202,9 @@ class Flows(Generic[C]):
         if entry.doomed:
             return entry.doomed
         fresh = now < entry.check_at
-        if fresh and now >= self.core.alarmed_until:
+        # An alarm is not about connections that were opened since and never lent: a driver whose new
+        # sockets are readable would never lend anything again.
+        if fresh and (now >= self.core.alarmed_until or not entry.lent_at):
             return None
         if now >= entry.expires:
             return Reason.LIFETIME
