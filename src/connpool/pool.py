@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 from .adapter import Adapter, adapter_for_url
 from .deadlines import earliest
-from .engine.core import Core, Entry
+from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
+from .engine.records import Entry
 from .engine.stats import PoolStats
 from .errors import PoolMisuse
 from .options import DEFAULT, Default, PoolOptions, check_timeout

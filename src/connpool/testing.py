@@ -28,8 +28,9 @@ from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from .adapter import Fault, Verdict
-from .engine.core import Core, Entry, Waiter
+from .engine.core import Core
 from .engine.flows import Call, Flow, Flows, Park, Start, Step
+from .engine.records import Entry, Waiter
 from .errors import PoolError
 from .options import PoolOptions
 

@@ -17,8 +17,9 @@ from math import inf
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from .engine.core import Core, Waiter
+from .engine.core import Core
 from .engine.flows import Call, Flow, Park, Start
+from .engine.records import Waiter
 
 R = TypeVar("R")
 

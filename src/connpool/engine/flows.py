@@ -25,7 +25,8 @@ from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar
 from ..adapter import Adapter, Fault, Verdict, adapter_for
 from ..errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
 from . import upkeep
-from .core import Core, Entry, Refusal, Slot, Waiter, Watcher
+from .core import Core
+from .records import Entry, Refusal, Slot, Waiter, Watcher
 from .stats import Reason
 
 C = TypeVar("C")

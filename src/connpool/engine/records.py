@@ -1,0 +1,113 @@
+"""What the state of a pool is made of: places in the queue, places in the pool, connections, watchers.
+
+Plain records.  `core` says who may change which of them, and when.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from enum import Enum
+from math import inf
+from typing import Generic, TypeVar
+
+from .stats import Reason
+
+C = TypeVar("C")
+
+
+class Refusal(Enum):
+    """Outcomes of a waiter that are neither an entry nor an error of the driver."""
+
+    LEFT = "left"
+    CLOSED = "closed"
+    OVERLOADED = "overloaded"
+
+
+class Waiter:
+    """A place in the queue.  A runtime adds how its caller sleeps."""
+
+    __slots__ = ("outcome", "ticket", "wake")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+        self.ticket: int | None = None
+        # An Entry, a Refusal, or the exception of the dial that failed everybody; None while open.
+        self.outcome: object = None
+
+
+class Ref(weakref.ref["object"]):
+    """A weak reference that knows the slot it watches."""
+
+    __slots__ = ("slot",)
+    slot: Slot
+
+
+class Slot:
+    """What the registry keeps of an entry: enough to free its place when its owner is gone."""
+
+    __slots__ = (
+        "bare",
+        "conn",
+        "conn_ref",
+        "entry_ref",
+        "holds",
+        "opened",
+        "until",
+        "uses",
+        "validating",
+    )
+
+    def __init__(self) -> None:
+        self.conn: object = None  # what to close if the entry is lost
+        self.entry_ref: Ref | None = None
+        self.bare = 0  # id of the connection while it is lent bare
+        self.conn_ref: Ref | None = None  # watches a connection that acquire() lent bare
+        self.holds: list[float] = []  # seconds of each use, not folded yet
+        self.uses = 0  # uses folded so far
+        self.until = inf  # opening and closing end here at the latest
+        self.opened = False
+        self.validating = False
+
+
+class Entry(Generic[C]):
+    """One connection.  Whoever holds it strongly owns it."""
+
+    __slots__ = (
+        "__weakref__",
+        "baseline",
+        "batch",
+        "check_at",
+        "conn",
+        "doomed",
+        "expires",
+        "holds",
+        "idle_since",
+        "lent_at",
+        "slot",
+        "verdict",
+    )
+    conn: C
+    verdict: Callable[[C, object], int]  # the adapter's, bound
+
+    def __init__(self, slot: Slot, batch: int) -> None:
+        self.slot = slot
+        self.holds = slot.holds
+        self.batch = batch  # fold when so many durations are collected
+        self.baseline: object = None  # the adapter's, for its verdict
+        self.doomed: Reason | None = None  # set by evict, resize, shut; never cleared
+        self.check_at = 0.0  # look closer from here; written by the holder only
+        self.expires = inf
+        self.idle_since = 0.0
+        self.lent_at = 0.0
+
+
+class Watcher:
+    """Somebody who waits for a condition of the pool as a whole: `close`, `wait_ready`."""
+
+    __slots__ = ("holds_now", "waiter", "wanted")
+
+    def __init__(self, holds_now: Callable[[], bool], waiter: Waiter, wanted: int) -> None:
+        self.holds_now = holds_now
+        self.waiter = waiter
+        self.wanted = wanted  # connections that must be open for it
