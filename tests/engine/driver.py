@@ -11,8 +11,9 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from connpool.adapter import Verdict
-from connpool.engine.core import Core, Entry, Refusal, Waiter
+from connpool.engine.core import Core
 from connpool.engine.flows import Call, Ending, Flow, Flows, Operation, Park, Start, Step, Watch
+from connpool.engine.records import Entry, Refusal, Waiter
 from connpool.options import PoolOptions
 from connpool.testing import Cancelled, FakeAdapter, FakeConnection, FakeServer
 

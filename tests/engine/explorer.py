@@ -224,6 +224,7 @@ class Crew:
     def __init__(self, size: int) -> None:
         back = _taken_lock()
         self.actors = [Actor(back) for _ in range(size)]
+        self.began_inside = False  # the first switch of a plan was in a critical section
         self._by_ident = {actor.ident: actor for actor in self.actors}
 
     def me(self) -> Actor | None:
@@ -241,11 +242,13 @@ class Crew:
             tracing = each_bytecode(actor.step, None if every else sharing_bytecodes)
             actor.assign(job, tracing if number in traced else None)
         followed = True
-        for number, budget in plan:
+        for index, (number, budget) in enumerate(plan):
             actor = actors[number]
             if not self._can_go(actor, lock):
                 continue
             self._resume(actor, budget, lock)
+            if index == 0:
+                self.began_inside = lock.owner is not None
             if budget is not None and actor.state != "paused":
                 followed = False
                 break
@@ -538,10 +541,13 @@ class Explorer:
         self._clock = Clock()
         self._restore: list[tuple[Any, str, Any]] = []
         self._collecting = False
+        self._began_inside = False
 
     def __enter__(self) -> Explorer:
         self._crew = Crew(3)
-        waiter = type("Waiter", (CooperativeWaiter,), {"crew": self._crew, "clock": self._clock, "__slots__": ()})
+        waiter = type(
+            "Waiter", (CooperativeWaiter,), {"crew": self._crew, "clock": self._clock, "__slots__": ()}
+        )
         self._replace(connpool.pool, "clock", self._clock)
         self._replace(connpool.pool, "ThreadWaiter", waiter)
         self._replace(connpool.threads, "housekeeper", NoHousekeeper())
@@ -567,6 +573,7 @@ class Explorer:
         jobs = self._scenario(world)
         try:
             followed = self._crew.run(jobs, plan, world.lock, every=every)
+            self._began_inside = self._crew.began_inside
             self.schedules += 1
             world.check_at_rest()
             world.pool.close(0)
@@ -584,12 +591,18 @@ class Explorer:
             while self.run([(first, k), (second, None), (first, None)], prompt=prompt, every=True):
                 k += 1
 
-    def twice(self, first: int, second: int, third: int) -> None:
-        """At each bytecode of *first* run *second*, and at the same or any later one *third*."""
+    def twice(self, first: int, second: int, third: int, *, locks_first: bool) -> None:
+        """At each bytecode of *first* run *second*, and at the same or any later one *third*.
+
+        *locks_first*: before anything else the second takes the lock.  There is no point then in
+        starting it while the first is inside: it would begin when the first is out.
+        """
         k = 0
         while self.run([(first, k), (second, None), (third, None), (first, None)]):
             more = 1
-            while self.run([(first, k), (second, None), (first, more), (third, None), (first, None)]):
+            while not (locks_first and self._began_inside) and self.run(
+                [(first, k), (second, None), (first, more), (third, None), (first, None)]
+            ):
                 more += 1
             k += 1
 

@@ -461,7 +461,7 @@ class Model:
     def _at_owes(self, actor: int, shared: Shared, me: Local) -> list[Step]:
         """Look, without the lock, whether a dial is needed."""
         wanted = shared.waiters and not shared.closed and None in shared.places
-        if not wanted or self.mutation == "no follow-up after a discard" and me.then == ("over",):
+        if not wanted or (self.mutation == "no follow-up after a discard" and me.then == ("over",)):
             return [(shared, _goes_on(me))]
         # Somebody who saw demand and finds none when it has got the lock does nothing more than this.
         return self._at_plan(actor, shared, me)

@@ -26,7 +26,8 @@ from engine.driver import (
 )
 
 from connpool.engine import upkeep
-from connpool.engine.core import BATCH, Core, Entry, Refusal, Slot, Waiter, Watcher
+from connpool.engine.core import BATCH, Core
+from connpool.engine.records import Entry, Refusal, Slot, Waiter, Watcher
 from connpool.engine.stats import Reason
 
 
@@ -563,11 +564,11 @@ def test_waiters_outlive_an_abandoned_dial() -> None:
     assert len(core.waiters) == 1
 
 
-def test_success_makes_the_pause_short_again() -> None:
+def test_success_makes_the_pause_short_again_and_old_errors_no_cause() -> None:
     core = make_core(max_size=1)
     overdue(core)
     connect(core, dial(core, core.retry_at))
-    assert (core.failures, core.abandoned, core.retry_at) == (0, 0, 0.0)
+    assert (core.failures, core.abandoned, core.retry_at, core.last_error) == (0, 0, 0.0, None)
 
 
 def test_what_an_interrupt_left_among_the_dials_is_swept_up_without_counting() -> None:
@@ -722,6 +723,16 @@ def test_fatal_error_ends_all_waiting_when_nothing_is_open() -> None:
     error = OSError("password")
     fail(core, dial(core), error, fatal=True)
     assert [caller.outcome for caller in callers] == [error] * 2
+
+
+def test_rematch_hands_over_what_it_is_told_of() -> None:
+    core = make_core(max_size=1)
+    (entry,) = lend(core)
+    (caller,) = queue(core)
+    core.idle.append(entry)
+    core.rematch(entry)
+    assert caller.outcome is entry
+    assert discards(core) == {}
 
 
 def test_one_that_was_settled_already_keeps_its_outcome_when_all_fail() -> None:
@@ -906,9 +917,25 @@ def test_closing_closes_idle_connections_and_dooms_the_others() -> None:
     connect(core, opening)
     core.give(lent)
     assert close_all(core) == 2
-    assert discards(core) == {"closed": 3}
+    assert discards(core) == {"closed": 2}
     assert not core.slots
     assert not core.idle
+
+
+def test_dial_under_way_does_not_hold_up_the_closing_of_the_pool() -> None:
+    core = make_core()
+    queue(core)
+    opening = dial(core)
+    opening.slot.conn = opening.conn = conn = Conn()  # its hook runs
+    core.shut()
+    assert not core.slots
+    assert core.totals.dial_failures == 1
+    assert core.next_to_close(NOW) is None, "its flow still uses it"
+    core.opened(opening, 0.01)
+    slot = core.next_to_close(NOW)
+    assert slot is not None
+    assert slot.conn is conn
+    assert core.totals.opened == 0
 
 
 def test_closed_pool_sends_every_caller_to_the_flows_for_ever() -> None:
@@ -1085,10 +1112,9 @@ def test_connection_of_a_block_is_recognised() -> None:
 def test_connection_that_was_lent_bare_can_be_detached() -> None:
     core = make_core()
     (entry,) = lend(core)
-    conn = core.lend_bare(entry, lease := [entry])
+    conn = core.lend_bare(entry)
     assert core.detach(conn)
     assert not core.bare
-    assert lease == [entry]
     del conn
     assert not core.lost
 
@@ -1167,22 +1193,22 @@ def test_entry_that_dies_while_lost_ones_are_taken_back_is_taken_back_too() -> N
 def test_connection_lent_bare_is_its_borrowers_alone() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-    conn = core.lend_bare(entry, lease := [entry])
+    conn = core.lend_bare(entry)
     assert not hasattr(entry, "conn")
     assert entry.slot.conn is None
-    assert core.bare == {id(conn): lease}
+    assert core.bare == {id(conn): entry}
     assert core.whereabouts(conn) == IN_A_BLOCK
 
 
 def test_connection_lent_bare_that_became_garbage_frees_its_place() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-    conn = core.lend_bare(entry, [entry])
+    conn = core.lend_bare(entry)
     del entry, conn
     assert core.lost
     assert_lawful(core, in_use=0)
     assert not core.slots
-    assert not core.bare, "its lease keeps the entry alive"
+    assert not core.bare, "the entry is kept alive"
     assert discards(core) == {"lost": 1}
     assert core.next_to_close(NOW) is None
     assert not core.lost
@@ -1191,7 +1217,7 @@ def test_connection_lent_bare_that_became_garbage_frees_its_place() -> None:
 def test_connection_that_cannot_be_watched_stays_with_its_slot() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core, conn=Rigid())
-    conn = core.lend_bare(entry, [entry])
+    conn = core.lend_bare(entry)
     assert entry.conn is entry.slot.conn is conn
     slot = entry.slot
     del entry, conn
@@ -1199,13 +1225,43 @@ def test_connection_that_cannot_be_watched_stays_with_its_slot() -> None:
     assert slot in core.slots
 
 
-def test_bare_entry_that_was_retired_is_not_lost_when_its_connection_ends() -> None:
+@pytest.mark.parametrize("kind", [Conn, Rigid])
+def test_connection_lent_bare_is_taken_back_as_it_was(kind: type) -> None:
+    core = make_core(max_size=1)
+    (entry,) = lend(core, conn=kind())
+    slot, conn = entry.slot, core.lend_bare(entry)
+    assert core.take_bare(conn) is entry
+    assert entry.conn is slot.conn is conn
+    assert not core.bare
+    assert not slot.bare
+    core.give(entry)
+    assert_lawful(core, in_use=0)
+
+
+def test_connection_that_was_not_lent_bare_is_not_taken_back() -> None:
+    core = make_core(max_size=2)
+    (entry,) = lend(core)
+    conn = core.lend_bare(entry)
+    assert core.take_bare(Conn()) is None
+    assert core.take_bare(conn) is entry
+    assert core.take_bare(conn) is None, "taken back twice"
+
+
+def test_object_that_has_got_the_id_of_a_lost_connection_is_not_taken_for_it() -> None:
     core = make_core(max_size=1)
     (entry,) = lend(core)
-    conn = entry.conn
-    core.lend_bare(entry, [entry])
-    entry.conn = entry.slot.conn = conn
-    core.bare.clear()
+    conn = core.lend_bare(entry)
+    other = Conn()
+    core.bare[id(other)] = core.bare.pop(id(conn))
+    assert core.take_bare(other) is None
+    assert not hasattr(entry, "conn")
+
+
+def test_connection_that_was_taken_back_and_retired_is_not_lost_when_it_ends() -> None:
+    core = make_core(max_size=1)
+    (entry,) = lend(core)
+    conn = core.lend_bare(entry)
+    core.take_bare(conn)
     core.retire(entry, Reason.BROKEN, NOW)
     close_all(core)
     del entry, conn
@@ -1529,7 +1585,7 @@ def test_brief_says_what_everybody_does() -> None:
     core.give(idle)
     assert core.brief() == "1 of 5 in use, 1 idle, 1 opening, 0 waiting"
     core.shut()
-    assert core.brief() == "1 of 5 in use, 0 idle, 1 opening, 0 waiting"
+    assert core.brief() == "1 of 5 in use, 0 idle, 0 opening, 0 waiting"
     del opening
 
 

@@ -16,8 +16,8 @@ from engine.driver import STRIKES, AroundAdapter, BlindAdapter, Hand, World, ass
 import connpool.adapter
 from connpool.adapters.dbapi import DBAPIAdapter
 from connpool.engine import upkeep
-from connpool.engine.core import Entry
 from connpool.engine.flows import Park, Step, Watch
+from connpool.engine.records import Entry
 from connpool.engine.stats import Reason
 from connpool.errors import (
     PoolClosed,
@@ -1454,7 +1454,7 @@ def test_ready_that_is_not_says_what_is_missing() -> None:
     world.now += 30.0
     hand.resume()
     assert refusal(hand, PoolUnavailable) == (
-        "not ready within 30 s: 1 of 3 connections; "
+        "not ready after 30 s: 1 of 3 connections; "
         "last connect error: FakeOperationalError: connection refused (pool 'test')"
     )
     assert hand.error is not None
@@ -1469,7 +1469,7 @@ def test_ready_fails_at_once_when_the_credentials_are_refused() -> None:
     hand = world.hold(world.flows.ready(None)).run()
     world.work()
     assert refusal(hand, PoolUnavailable) == (
-        "not ready within 0 s: 0 of 1 connections; "
+        "not ready after 0 s: 0 of 1 connections; "
         "last connect error: FakeOperationalError: password authentication failed (pool 'test')"
     )
     assert hand.error is not None

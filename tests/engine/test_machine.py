@@ -5,16 +5,18 @@ The model knows who was queued when, and who owns what; it knows nothing of how 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any, TypeVar
 
-from engine.driver import NOW, Caller, assert_lawful, make_core
+from engine.driver import NOW, Caller, assert_lawful, connect, dial, make_core
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from connpool.engine import upkeep
-from connpool.engine.core import Core, Entry, Refusal, Slot
+from connpool.engine.core import Core
+from connpool.engine.records import Entry, Refusal, Slot
 from connpool.engine.stats import Reason
 from connpool.testing import FakeConnection, FakeServer
 
@@ -29,6 +31,12 @@ T = TypeVar("T")
 def pick(data: st.DataObject, things: list[T]) -> T:
     """Take any one of them out of a list, and let hypothesis keep nothing of it but its number."""
     return things.pop(data.draw(st.integers(0, len(things) - 1), "index"))
+
+
+def choose(data: st.DataObject, events: list[Callable[[st.DataObject], None]]) -> None:
+    """Have one of several events happen."""
+    names = [event.__name__ for event in events]
+    events[names.index(data.draw(st.sampled_from(names), "event"))](data)
 
 
 class Pool(RuleBasedStateMachine):
@@ -46,6 +54,7 @@ class Pool(RuleBasedStateMachine):
         self.closing: list[tuple[Slot, FakeConnection, float]] = []
         self.doomed: set[int] = set()  # the numbers of connections that must not be lent again
         self.closed = False
+        self.age = 0  # steps
         self.timeouts = 0
         self.overloads = 0
         self.uses = 0
@@ -55,7 +64,8 @@ class Pool(RuleBasedStateMachine):
         min_idle=st.integers(0, 2),
         max_connecting=st.integers(1, 3),
         max_waiting=st.sampled_from((None, WAITING)),
-        max_uses=st.sampled_from((None, 1, 3)),
+        max_uses=st.sampled_from((None, None, 1, 3)),
+        lent=st.integers(0, 4),
     )
     def begin(
         self,
@@ -64,6 +74,7 @@ class Pool(RuleBasedStateMachine):
         max_connecting: int,
         max_waiting: int | None,
         max_uses: int | None,
+        lent: int,
     ) -> None:
         self.core = make_core(
             max_size=max_size,
@@ -76,12 +87,99 @@ class Pool(RuleBasedStateMachine):
         self.max_size = max_size
         self.max_connecting = max_connecting
         self.max_waiting = max_waiting
-        self.max_uses = max_uses
+        for _ in range(min(lent, max_size)):
+            self.core.queue(caller := Caller())
+            connect(self.core, dial(self.core), self.server.accept())
+            self.lent.append(caller.take())
+
+    # -- rules: who acts ------------------------------------------------------------------------------
+    #
+    # Few rules with many events each: hypothesis switches whole rules off, example by example, and a
+    # connection that is never dialled is never lent.
+
+    @rule(data=st.data())
+    def a_caller_acts(self, data: st.DataObject) -> None:
+        events = [self.a_caller_comes]
+        if self.core.idle and not self.core.waiters:
+            events.append(self.a_caller_comes_by_the_warm_path)
+        if self.queue:
+            events.append(self.a_caller_leaves)
+        choose(data, events)
+
+    @precondition(lambda self: self.served or self.lent)
+    @rule(data=st.data())
+    def a_borrower_acts(self, data: st.DataObject) -> None:
+        events = []
+        if self.served:
+            events += [self.callers_wake_up] * 3
+            events += [self.a_caller_leaves_too_late, self.a_candidate_turns_out_to_be_dead]
+        if self.lent:
+            events += [self.a_connection_comes_back] * 2
+            events += [
+                self.a_connection_comes_back_broken,
+                self.a_connection_is_detached,
+                self.an_entry_is_lost,
+            ]
+            if not self.closed:
+                events += [self.a_connection_comes_back_by_the_warm_path] * 3
+        choose(data, events)
+
+    @precondition(lambda self: self.dials or self.closing or self.core.owes())
+    @rule(data=st.data())
+    def a_helper_acts(self, data: st.DataObject) -> None:
+        events = []
+        if self.core.owes():
+            events += [self.dials_are_planned, self.closings_begin]
+        if self.dials:
+            events += [self.a_dial_succeeds] * 3
+            events += [self.a_dial_fails, self.a_dial_is_lost]
+        if self.closing:
+            events += [self.a_closing_ends]
+        choose(data, events)
+
+    @rule(data=st.data())
+    def the_world_goes_on(self, data: st.DataObject) -> None:
+        events = [self.time_passes] * 2
+        if self.age > 10:
+            events.append(self.an_operator_comes)
+        choose(data, events)
+
+    # -- time and operator -----------------------------------------------------------------------------
+
+    def an_operator_comes(self, data: st.DataObject) -> None:
+        order = data.draw(st.sampled_from(("evict", "resize", "resize", "close")), "order")
+        if order == "resize" and not self.closed:
+            self.max_size = data.draw(st.integers(1, 4), "max_size")
+            self.core.resize(self.max_size, data.draw(st.integers(0, self.max_size), "min_idle"))
+            staying = [entry for entry in self.owned() if not entry.doomed]
+            assert len(staying) + len(self.core.idle) <= self.max_size
+        elif order == "evict":
+            self.core.evict()
+            self.doom_all()
+        elif self.age > 40:  # little happens in a closed pool
+            self.core.shut()
+            self.closed = True
+            assert all(caller.outcome is Refusal.CLOSED for caller in self.queue)
+            self.queue.clear()
+            self.doom_all()
+
+    def time_passes(self, data: st.DataObject) -> None:
+        """And housekeeping is done, which has nothing to do most of the time."""
+        self.now += data.draw(st.sampled_from((0.01, 0.5, 1.0, 11.0, 100.0)), "seconds")
+        self.core.rematch(None)
+        idle = list(self.core.idle)
+        self.core.prune(self.now)
+        gone = [entry for entry in idle if entry not in self.core.idle]
+        assert gone == idle[: len(gone)], "not the longest idle"
+        assert len(self.core.idle) >= min(len(idle), self.core.min_idle)
+        if self.core.due(self.now) is None:
+            assert not self.core.opening
+            assert not any(slot.until < inf for slot in self.core.closing)
+            assert self.closed or len(self.core.idle) <= self.core.min_idle
 
     # -- callers ---------------------------------------------------------------------------------------
 
-    @rule()
-    def a_caller_comes(self) -> None:
+    def a_caller_comes(self, data: st.DataObject) -> None:
         caller = Caller()
         idle, room = len(self.core.idle), max(0, self.max_size - self.core.available())
         outcome = self.core.queue(caller)
@@ -97,28 +195,27 @@ class Pool(RuleBasedStateMachine):
             assert outcome is None
             self.queue.append(caller)
 
-    @precondition(lambda self: self.queue)
-    @rule(data=st.data(), timed_out=st.booleans())
-    def a_caller_leaves(self, data: st.DataObject, timed_out: bool) -> None:
+    def a_caller_comes_by_the_warm_path(self, data: st.DataObject) -> None:
+        entry = self.core.idle.pop()
+        assert not entry.doomed
+        self.lent.append(entry)
+
+    def a_caller_leaves(self, data: st.DataObject) -> None:
+        timed_out = data.draw(st.booleans(), "timed_out")
         caller = pick(data, self.queue)
         assert self.core.leave(caller, timed_out=timed_out) is Refusal.LEFT
         self.timeouts += timed_out
 
-    @precondition(lambda self: self.served)
-    @rule(data=st.data())
-    def a_caller_wakes_up(self, data: st.DataObject) -> None:
-        self.lent.append(pick(data, self.served).take())
+    def callers_wake_up(self, data: st.DataObject) -> None:
+        while self.served:
+            self.lent.append(self.served.pop().take())
 
-    @precondition(lambda self: self.served)
-    @rule(data=st.data())
     def a_caller_leaves_too_late(self, data: st.DataObject) -> None:
         caller = pick(data, self.served)
         entry = self.core.leave(caller, timed_out=True)
         assert isinstance(entry, Entry), "what was delivered got lost"
         self.give(entry)
 
-    @precondition(lambda self: self.served)
-    @rule(data=st.data())
     def a_candidate_turns_out_to_be_dead(self, data: st.DataObject) -> None:
         caller = pick(data, self.served)
         self.retire(caller.take(), Reason.DEAD)
@@ -136,15 +233,11 @@ class Pool(RuleBasedStateMachine):
             self.queue.append(again)
             self.queue.sort(key=lambda caller: caller.ticket or 0)
 
-    @precondition(lambda self: self.lent)
-    @rule(data=st.data())
     def a_connection_comes_back(self, data: st.DataObject) -> None:
         entry = pick(data, self.lent)
         self.use(entry)
         self.give(entry)
 
-    @precondition(lambda self: self.lent and not self.closed)
-    @rule(data=st.data())
     def a_connection_comes_back_by_the_warm_path(self, data: st.DataObject) -> None:
         entry = pick(data, self.lent)
         self.use(entry)
@@ -154,21 +247,15 @@ class Pool(RuleBasedStateMachine):
             self.core.rematch(entry)
         self.note_delivery(entry)
 
-    @precondition(lambda self: self.lent)
-    @rule(data=st.data())
     def a_connection_comes_back_broken(self, data: st.DataObject) -> None:
         entry = pick(data, self.lent)
         self.retire(entry, Reason.BROKEN)
 
-    @precondition(lambda self: self.lent)
-    @rule(data=st.data())
     def a_connection_is_detached(self, data: st.DataObject) -> None:
         entry = pick(data, self.lent)
         assert self.core.detach(entry.conn)
         assert not self.core.detach(entry.conn)
 
-    @precondition(lambda self: self.lent)
-    @rule(data=st.data())
     def an_entry_is_lost(self, data: st.DataObject) -> None:
         reported = len(self.core.lost)
         pick(data, self.lent)
@@ -176,19 +263,16 @@ class Pool(RuleBasedStateMachine):
 
     # -- dials -----------------------------------------------------------------------------------------
 
-    @rule()
-    def a_dial_is_planned(self) -> None:
-        entry = self.core.plan(self.now, self.now + PATIENCE)
-        self.give_up_overdue()
-        if entry is not None:
+    def dials_are_planned(self, data: st.DataObject) -> None:
+        while (entry := self.core.plan(self.now, self.now + PATIENCE)) is not None:
             assert not self.closed
             assert self.now >= self.core.retry_at
             assert len(self.core.slots) <= self.max_size
             assert len(self.core.opening) <= self.max_connecting
             self.dials.append(entry)
+        assert all(slot.until > self.now for slot in self.core.opening), "an overdue dial was kept"
+        assert all(slot.until > self.now for slot in self.core.closing), "an overdue closing was kept"
 
-    @precondition(lambda self: self.dials)
-    @rule(data=st.data())
     def a_dial_succeeds(self, data: st.DataObject) -> None:
         entry = pick(data, self.dials)
         entry.slot.conn = entry.conn = self.server.accept()
@@ -198,9 +282,9 @@ class Pool(RuleBasedStateMachine):
         if not given_up:
             self.note_delivery(entry)
 
-    @precondition(lambda self: self.dials)
-    @rule(data=st.data(), fatal=st.booleans(), connected=st.booleans())
-    def a_dial_fails(self, data: st.DataObject, fatal: bool, connected: bool) -> None:
+    def a_dial_fails(self, data: st.DataObject) -> None:
+        fatal = data.draw(st.booleans(), "fatal")
+        connected = data.draw(st.booleans(), "connected")
         entry = pick(data, self.dials)
         if connected:  # and its hook failed
             entry.slot.conn = entry.conn = self.server.accept()
@@ -213,9 +297,8 @@ class Pool(RuleBasedStateMachine):
             assert all(caller.outcome is error for caller in self.queue)
             self.queue.clear()
 
-    @precondition(lambda self: self.dials)
-    @rule(data=st.data(), connected=st.booleans())
-    def a_dial_is_lost(self, data: st.DataObject, connected: bool) -> None:
+    def a_dial_is_lost(self, data: st.DataObject) -> None:
+        connected = data.draw(st.booleans(), "connected")
         entry = pick(data, self.dials)
         if connected:
             entry.slot.conn = self.server.accept()
@@ -226,17 +309,13 @@ class Pool(RuleBasedStateMachine):
 
     # -- closing ---------------------------------------------------------------------------------------
 
-    @rule()
-    def a_closing_begins(self) -> None:
-        slot = self.core.next_to_close(self.now)
-        if slot is not None:
+    def closings_begin(self, data: st.DataObject) -> None:
+        while (slot := self.core.next_to_close(self.now)) is not None:
             conn = slot.conn
             assert isinstance(conn, FakeConnection), "there is nothing to close"
             assert not conn.closed, "it is closed twice"
             self.closing.append((slot, conn, self.now + GRACE))
 
-    @precondition(lambda self: self.closing)
-    @rule(data=st.data())
     def a_closing_ends(self, data: st.DataObject) -> None:
         slot, conn, _ = pick(data, self.closing)
         conn.close()
@@ -244,55 +323,6 @@ class Pool(RuleBasedStateMachine):
         assert slot not in self.core.slots
 
     # -- operator and time -----------------------------------------------------------------------------
-
-    @precondition(lambda self: not self.closed)
-    @rule()
-    def the_pool_is_evicted(self) -> None:
-        self.core.evict()
-        assert not self.core.idle
-        self.doom_all()
-
-    @precondition(lambda self: not self.closed)
-    @rule(max_size=st.integers(1, 4), min_idle=st.integers(0, 2))
-    def the_pool_is_resized(self, max_size: int, min_idle: int) -> None:
-        self.core.resize(max_size, min(min_idle, max_size))
-        self.max_size = max_size
-        staying = [entry for entry in self.owned() if not entry.doomed]
-        assert len(staying) + len(self.core.idle) <= max_size
-
-    @rule(really=st.integers(0, 9))
-    def the_pool_is_closed(self, really: int) -> None:
-        if really and not self.closed:  # seldom: little happens in a closed pool
-            return
-        self.core.shut()
-        self.closed = True
-        assert all(caller.outcome is Refusal.CLOSED for caller in self.queue)
-        self.queue.clear()
-        self.doom_all()
-
-    @rule(seconds=st.sampled_from((0.01, 0.5, 1.0, 11.0, 100.0)))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def idle_connections_are_pruned(self) -> None:
-        idle = list(self.core.idle)
-        self.core.prune(self.now)
-        gone = [entry for entry in idle if entry not in self.core.idle]
-        assert gone == idle[: len(gone)], "not the longest idle"
-        assert len(self.core.idle) >= min(len(idle), self.core.min_idle)
-
-    @rule()
-    def somebody_looks_around(self) -> None:
-        self.core.rematch(None)
-
-    @rule()
-    def somebody_asks_when_to_come_back(self) -> None:
-        due = self.core.due(self.now)
-        if due is None:
-            assert not self.core.opening
-            assert not any(slot.until < inf for slot in self.core.closing)
-            assert self.closed or not self.core.idle or len(self.core.idle) <= self.core.min_idle
 
     # -- the model -------------------------------------------------------------------------------------
 
@@ -333,17 +363,15 @@ class Pool(RuleBasedStateMachine):
 
     def doom_all(self) -> None:
         """Note that none of today's connections may be lent again."""
+        assert not self.core.idle
         assert all(entry.doomed for entry in self.owned())
         self.doomed |= {conn.number for conn in self.server.sessions}
-
-    def give_up_overdue(self) -> None:
-        assert all(slot.until > self.now for slot in self.core.opening), "an overdue dial was kept"
-        assert all(slot.until > self.now for slot in self.core.closing), "an overdue closing was kept"
 
     # -- what must always be true ----------------------------------------------------------------------
 
     @invariant()
     def laws_hold(self) -> None:
+        self.age += 1
         assert_lawful(self.core)
 
     @invariant()
@@ -405,5 +433,5 @@ class Pool(RuleBasedStateMachine):
         assert core.due(self.now) is None
 
 
-Pool.TestCase.settings = settings(max_examples=250, stateful_step_count=60)
+Pool.TestCase.settings = settings(max_examples=300, stateful_step_count=80)
 TestPool = Pool.TestCase

@@ -8,7 +8,6 @@ changes a step of it corrects them, and says why they went down if they did.
 from typing import Literal
 
 import pytest
-
 from engine.model import Model
 
 ALONE, EVICT, CLOSE = None, "evict", "close"

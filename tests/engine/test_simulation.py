@@ -15,8 +15,9 @@ import pytest
 from engine.schedules import Report, Schedule, run, run_many
 
 from connpool.adapter import Verdict
-from connpool.engine.core import Core, Entry, Ref, Refusal, Slot, Waiter, locked
+from connpool.engine.core import Core, locked
 from connpool.engine.flows import Flow, Flows, Park
+from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter
 from connpool.engine.stats import Reason
 from connpool.testing import FakeConnection, FakeServer, Simulation
 

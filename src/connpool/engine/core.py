@@ -285,9 +285,7 @@ class Core(Generic[C]):
         self.closing[slot] = None
         self.opening.pop(slot, None)
         slot.entry_ref = slot.conn_ref = None  # nobody needs to hear of their end any more
-        slot.validating = False
         if slot.opened:
-            slot.opened = False
             self.totals.discards[reason] += 1
 
     @locked
@@ -401,8 +399,8 @@ class Core(Generic[C]):
         self.ever_opened = True
         self.totals.opened += 1
         self.totals.connect.fold([seconds])
-        if entry.doomed or self.closed:
-            self._retire(entry, entry.doomed or Reason.CLOSED)
+        if entry.doomed:
+            self._retire(entry, entry.doomed)
         else:
             self.idle.append(entry)
             self._match()

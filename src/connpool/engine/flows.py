@@ -138,11 +138,11 @@ class Flows(Generic[C]):
         waiter = self._waiter()
         entry, candidate = candidate, None
         try:
+            if entry is not None:
+                core.number(waiter)  # its place in line counts from now
             while True:
                 if entry is None:
                     entry = yield from self._queued(waiter, began, timeout, deadline)
-                elif waiter.ticket is None:
-                    core.number(waiter)
                 reason = yield from self._check(entry, deadline)
                 if reason is None:
                     entry.lent_at = self._clock()
