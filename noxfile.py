@@ -34,8 +34,7 @@ def runs(version: str) -> bool:
     os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *pyenv_directories(version)])
     programs = [Path(d, f"python{version}") for d in os.environ["PATH"].split(os.pathsep)]
     return any(
-        p.is_file() and not subprocess.call([p, "-c", ""], stderr=subprocess.DEVNULL)
-        for p in programs
+        p.is_file() and not subprocess.call([p, "-c", ""], stderr=subprocess.DEVNULL) for p in programs
     )
 
 

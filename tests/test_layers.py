@@ -78,10 +78,10 @@ ENGINE_MUST_NOT = {
     "queue": "the engine never waits",
     "_thread": "the engine knows no thread",
     "threading": "the engine knows no thread; the one lock is in core.py",
-    "weakref": "who owns an entry is decided in core.py",
+    "weakref": "what is watched weakly stands in records.py",
 }
 CORE = "connpool.engine.core"
-CORE_MAY = {"threading", "weakref"}
+EXCEPT = {("connpool.engine.core", "threading"), ("connpool.engine.records", "weakref")}
 # Looked up as attributes at use, because gevent replaces them.
 LOCK_NAMES = {"Lock", "RLock", "get_ident"}
 
@@ -140,7 +140,7 @@ def complaints(module: str, target: str) -> Iterator[str]:
             yield f"must not import {package}: the core has no dependencies"
     elif within(module, ("connpool.engine",)):
         reason = ENGINE_MUST_NOT.get(package)
-        if reason and not (module == CORE and package in CORE_MAY):
+        if reason and (module, package) not in EXCEPT:
             yield f"must not import {package}: {reason}"
 
 
@@ -213,7 +213,7 @@ BAD = [
     ("connpool.engine.core", "import logging", "a runtime tells"),
     ("connpool.engine.upkeep", "import random", "seed"),
     ("connpool.engine.stats", "import threading", "the one lock is in core.py"),
-    ("connpool.engine.stats", "import weakref", "decided in core.py"),
+    ("connpool.engine.stats", "import weakref", "stands in records.py"),
     ("connpool.engine.core", "import threading\nthreading.Thread()", "only the one lock"),
     ("connpool.engine.core", "from threading import RLock", "gevent"),
     ("connpool.engine.core", "import psycopg", "no dependencies"),
@@ -234,7 +234,8 @@ BAD = [
 ]
 GOOD = [
     ("connpool.adapter", "from connpool.errors import PoolError\nimport enum"),
-    ("connpool.engine.core", "import threading, weakref\nlock = threading.RLock()"),
+    ("connpool.engine.records", "import weakref"),
+    ("connpool.engine.core", "import threading\nlock = threading.RLock()"),
     ("connpool.engine.core", "from connpool.engine.stats import Tally"),
     ("connpool.engine.flows", "from . import core"),
     ("connpool.engine", "from .core import Entry"),
