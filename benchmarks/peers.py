@@ -24,7 +24,9 @@ class Peer:
     module: ClassVar[str]
     configuration: ClassVar[str]
     empty: ClassVar[str]
+    method: ClassVar[str] = "connection"  # of `pool`: what users write between `with` and the colon
 
+    pool: Any
     # Bound methods of the pool itself wherever it has them, so that no frame of ours is measured.
     lease: Callable[[], AbstractContextManager[Any]]
     acquire: Callable[[], Any]
@@ -104,6 +106,7 @@ class SQLAlchemy(Peer):
     empty = (
         "the driver's rollback(), which sends nothing (reset_on_return); a proxy and a finalizer each time"
     )
+    method = "connect"
 
     def __init__(self, driver: Driver, size: int, idle: int | None = None) -> None:
         from sqlalchemy.pool import QueuePool
@@ -198,11 +201,12 @@ class Floor(Peer):
         self.connections = [driver.connect() for _ in range(size)]
         for conn in self.connections:
             self.queue.put(conn)
-        self.lease = self._lease  # as in a pool: one method call, one object, its two methods
+        self.pool = self
+        self.lease = self.connection  # as in a pool: one method call, one object, its two methods
         self.acquire = self.queue.get
         self.release = self.queue.put
 
-    def _lease(self) -> "FloorLease":
+    def connection(self) -> "FloorLease":
         return FloorLease(self.queue)
 
     def waiting(self) -> None:

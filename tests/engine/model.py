@@ -286,7 +286,7 @@ class Model:
         if shared.lock is not None:
             return []
         assert me.own is not None
-        return [(_retired(shared, me.own), me._replace(at="queue", own=None))]
+        return [(_retired(shared, me.own), me._replace(at="owes", own=None, then=("queue",)))]
 
     # Queueing: `Core.queue`, `Flows._queued`, `Core.leave`.
 
@@ -492,7 +492,7 @@ class Model:
         steps: list[Step] = []
         for entry in shared.opening:
             after = shared._replace(opening=tuple(e for e in shared.opening if e != entry))
-            if self._is_doomed(after, entry) or after.closed:
+            if self._is_doomed(after, entry):
                 steps.append((_retired(after, entry), me._replace(at="plan", then=("dial",))))
             else:
                 after = after._replace(lock=actor, idle=(*after.idle, entry))
@@ -545,8 +545,9 @@ class Model:
         if self.mutation == "sweep first, doom second":
             there = tuple(e for e in shared.places if e is not None)
             return self._at_doom(actor, shared, me._replace(at="doom", rest=there))
-        if me.then[0] == "fail_waiters":
-            return [(shared, _goes_on(me))]
+        if me.then[0] == "fail_waiters":  # first the dials under way: what they open is closed at once
+            places = tuple(None if entry in shared.opening else entry for entry in shared.places)
+            return [(_tidy(shared._replace(places=places, opening=())), _goes_on(me))]
         return [(shared._replace(lock=None, returned=bool(shared.evicted)), _goes_on(me))]
 
     def _at_fail_waiters(self, actor: int, shared: Shared, me: Local) -> list[Step]:

@@ -522,6 +522,43 @@ def test_no_timeout_on_an_empty_pool_starts_a_dial_and_fails_at_once() -> None:
     assert isinstance(world.acquire(0).value(), Entry)
 
 
+# -- acquire: struck by an exception -----------------------------------------------------------------
+
+
+def test_connection_handed_to_one_who_was_struck_goes_to_the_next() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    struck, next_one = world.acquire().run(), world.acquire().run()
+    world.core.give(entry)
+    struck.throw(Cancelled())
+    assert isinstance(struck.error, Cancelled)
+    assert next_one.value() is entry
+
+
+def test_one_who_was_struck_leaves_the_queue() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend()
+    struck, next_one = world.acquire().run(), world.acquire().run()
+    struck.throw(Cancelled())
+    world.release(entry).value()
+    assert next_one.value() is entry
+    assert world.core.totals.timeouts == 0
+
+
+def test_connection_whose_ping_was_struck_is_not_lent_again() -> None:
+    world = World(max_size=1)
+    (entry,) = world.stock()
+    world.now += 30.0
+    hand = world.acquire()
+    hand.to(Step.PING)
+    hand.throw(Cancelled())
+    assert isinstance(hand.error, Cancelled)
+    assert discards(world) == {"broken": 1}
+    world.work()
+    assert entry.conn.closed
+    assert not entry.slot.validating
+
+
 # -- refusals, word for word -------------------------------------------------------------------------
 
 
@@ -890,6 +927,34 @@ def test_rollback_error_closes_the_connection_and_is_nobodys() -> None:
     assert entry.conn.closed
 
 
+@pytest.mark.parametrize("error", [Cancelled(), GeneratorExit()])
+def test_connection_whose_rollback_was_struck_is_closed_and_its_use_counted(error: BaseException) -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry, ValueError("the borrower's"))
+    hand.to(Step.ROLLBACK)
+    if isinstance(error, GeneratorExit):
+        hand.close()
+    else:
+        hand.throw(error)
+    world.work()
+    assert discards(world) == {"broken": 1}
+    assert entry.conn.closed
+    stats = world.core.snapshot("test")
+    assert (stats.acquires, stats.releases, stats.use.count) == (1, 1, 1)
+
+
+def test_broken_connection_whose_batch_is_full_is_still_broken() -> None:
+    world = World()
+    (entry,) = world.lend()
+    entry.batch = 1
+    entry.conn.busy = True
+    world.release(entry).value()
+    world.work()
+    assert discards(world) == {"broken": 1}
+
+
 def test_rollback_that_did_not_help_closes_the_connection() -> None:
     world = World()
     (entry,) = world.lend()
@@ -1256,6 +1321,21 @@ def test_something_that_is_no_connection_is_the_callers_mistake() -> None:
     assert causes == {id(world.core.last_error)}, "each caller's own error, from the one that happened"
     assert not world.core.slots
     assert world.flows.adapter is None
+    assert not any("close" in hand.steps for hand in world.hands), "nobody knows how"
+
+
+def test_driver_is_named_once(driver: FakeDriver) -> None:
+    driver.world.lend()
+    adapter = driver.world.flows.adapter
+    assert not driver.world.flows._is_fatal(FakeOperationalError("connection refused"))
+    assert driver.world.flows.adapter is adapter
+
+
+def test_dial_of_an_adapter_that_keeps_no_limit_is_given_up_on_time() -> None:
+    server = FakeServer()
+    world = World(AroundAdapter(server.accept), connect_timeout=7.0)
+    opening(world)
+    assert world.watched == world.now + 7.0
 
 
 def test_credentials_refused_by_a_driver_known_by_its_exception_are_fatal(driver: FakeDriver) -> None:

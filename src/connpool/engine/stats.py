@@ -5,18 +5,18 @@ Nothing here takes a lock: the core folds and copies under its own.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import struct
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil, frexp, ldexp
+from itertools import compress
+from math import ceil
 
-_STEPS = 32
-"""A bucket is one thirty-second of a power of two; a mantissa fills the upper sixteen of them."""
-
-_TINY = 1e-9
-"""What a duration of nothing counts as: zero has no logarithm."""
+_FIRST, _SECOND = (7, 6) if sys.byteorder == "little" else (0, 1)
+"""Where the two highest bytes of a double stand: its sign, its exponent, four bits of its mantissa."""
 
 
 class Reason(StrEnum):
@@ -38,8 +38,9 @@ class Reason(StrEnum):
 class Histogram:
     """Counts of durations in logarithmic buckets: bounded memory, an error of at most 3.2 %.
 
-    Sixteen buckets an octave, as in HdrHistogram; no more than a thousand of them lie between a
-    nanosecond and a century.
+    A bucket is named by the two highest bytes of the duration as an IEEE 754 double: sixteen buckets an
+    octave, as in HdrHistogram, and nobody computes a logarithm.  No more than a thousand of them lie
+    between a nanosecond and a century.
     """
 
     __slots__ = ("_counts", "count", "max", "total")
@@ -56,21 +57,25 @@ class Histogram:
     def fold(self, durations: list[float]) -> None:
         """Add *durations*, in seconds.
 
-        In order, whole runs of them fall into one bucket: 40 ns a duration in a batch of a thousand,
-        where counting one by one costs 80 even in C.
+        Bytes are counted in C: 35 ns a duration in a batch of a thousand.  To sort the batch costs 70
+        (its branches cannot be predicted), and to count one by one 75.
         """
-        ordered = sorted(durations)
-        start, end = 0, len(ordered)
-        while start < end:
-            mantissa, exponent = frexp(max(ordered[start], _TINY))
-            step = int(mantissa * _STEPS)
-            stop = bisect_left(ordered, ldexp(step + 1, exponent) / _STEPS, start)
-            self._counts[exponent * _STEPS + step] += stop - start
-            start = stop
-        if ordered:
-            self.count += end
-            self.total += sum(ordered)
-            self.max = max(self.max, ordered[-1])
+        if not durations:
+            return
+        raw = array("d", durations).tobytes()
+        octaves, steps = raw[_FIRST::8], raw[_SECOND::8]
+        largest = 0
+        for octave in set(octaves):  # each is sixteen octaves wide: from 31 µs to 2 s it is the same one
+            alone = octaves.count(octave) == len(octaves)
+            mine = steps if alone else bytes(compress(steps, map(octave.__eq__, octaves)))
+            for step in set(mine):
+                bucket = octave << 8 | step
+                self._counts[bucket] += mine.count(step)
+                largest = max(largest, bucket)
+        self.count += len(durations)
+        self.total += sum(durations)
+        if largest >= _bucket(self.max):
+            self.max = max(self.max, *durations)
 
     def copy(self) -> Histogram:
         """Return an independent copy."""
@@ -95,10 +100,16 @@ class Histogram:
         return f"<Histogram of {self.count}: {figures}, max={self.max:.2g} s>"
 
 
+def _bucket(duration: float) -> int:
+    """Return the bucket of a duration."""
+    bits: int = struct.unpack(">H", struct.pack(">d", duration)[:2])[0]
+    return bits
+
+
 def _middle(bucket: int) -> float:
     """Return the duration in the middle of a bucket."""
-    exponent, step = divmod(bucket, _STEPS)
-    return ldexp(step + 0.5, exponent) / _STEPS
+    low, high = (struct.unpack(">d", struct.pack(">Q", bits << 48))[0] for bits in (bucket, bucket + 1))
+    return float(low + high) / 2
 
 
 @dataclass(slots=True)
