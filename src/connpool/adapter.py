@@ -164,6 +164,8 @@ def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> Non
 
 def adapter_for_url(url: str) -> Adapter[Any]:
     """Return the adapter that the URL's scheme names, made from the URL."""
+    if not isinstance(url, str):
+        raise TypeError(f"create_pool() needs a URL, got {type(url).__name__}")
     scheme, separator, _ = url.partition("://")
     driver = _SCHEMES.get(scheme.partition("+")[0]) if separator else None
     if driver is None:

@@ -102,7 +102,8 @@ class PoolOptions:
             and self.ping_after < self.probe_after
         ):
             raise ValueError(
-                f"ping_after={self.ping_after!r}: must not be shorter than probe_after={self.probe_after!r}"
+                f"ping_after={self.ping_after!r}: must not be shorter than probe_after={self.probe_after!r};"
+                " set both, or probe_after=None"
             )
 
 

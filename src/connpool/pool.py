@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Any, ClassVar, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
 
 from .adapter import Adapter, adapter_for_url
 from .deadlines import earliest
@@ -87,6 +87,14 @@ class Lease(Generic[C]):
 
     # -- end of warm path
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            raise AttributeError(
+                f"a lease has no {name!r}: write `with pool.connection() as conn:` and use conn, "
+                "or take a connection with acquire()"
+            )
+
 
 def _enter_by_flow(lease: Lease[C]) -> C:
     return lease._pool._enter(lease, None)
@@ -146,7 +154,7 @@ class ConnectionPool(Generic[C]):
         source: An adapter, such as ``PsycopgAdapter("dbname=app")``, or a callable without arguments that
             returns a new connection.  A callable's first connection, or first exception, tells which
             driver it is.  With an adapter the pool can bound each dial; a callable cannot be interrupted,
-            only given up.
+            only given up.  If it, or `on_connect`, leads back to the pool, only `close` ends the pool.
         min_idle: Connections kept idle and ready, opened in the background.  0 opens on demand only.
         max_size: The most connections at any time, whatever their state.
         acquire_timeout: Seconds an acquire may take: queueing, dialling and checking together.  0: an idle
@@ -386,7 +394,11 @@ class ConnectionPool(Generic[C]):
             )
         lease._entry = None  # the flow owns it while it looks
         timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
-        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, earliest(timeout, clock())))
+        now = clock()
+        deadline = earliest(timeout, now)
+        if deadline is not None and deadline <= now:
+            timeout = 0  # also if it is a surrounding deadline that has passed
+        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline))
         return entry.conn
 
     def _begin(self, lease: Lease[C]) -> None:

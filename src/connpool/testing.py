@@ -33,6 +33,7 @@ from .engine.flows import Call, Flow, Flows, Park, Start, Step
 from .engine.records import Entry, Waiter
 from .errors import PoolError
 from .options import PoolOptions
+from .threads import LOOK_EVERY
 
 __all__ = (
     "Cancelled",
@@ -105,17 +106,18 @@ class FakeServer:
         """Return how long a step takes."""
         return self.latency.get(step, 0.0) if isinstance(self.latency, Mapping) else self.latency
 
-    def wait(self, step: Step) -> None:
-        """Take the time that a step takes."""
+    def wait(self, step: Step, limit: float | None = None) -> bool:
+        """Take the time that a step takes, at most *limit* seconds; False if it takes longer."""
         seconds = self.seconds(step)
         if seconds:
-            self._sleep(seconds)
+            self._sleep(seconds if limit is None else min(seconds, limit))
+        return limit is None or seconds <= limit
 
     def accept(self) -> FakeConnection:
         """Open a session, or refuse it."""
         self.connects += 1
         if self._down is not None:
-            raise self._down
+            raise type(self._down)(*self._down.args)  # a new one each time: tracebacks add up
         if self.max_sessions is not None and len(self.sessions) >= self.max_sessions:
             raise FakeOperationalError("sorry, too many clients already")
         return FakeConnection(self)
@@ -192,8 +194,7 @@ class FakeAdapter:
 
     def connect(self, limit: float | None) -> FakeConnection:
         """Open a session."""
-        self.server.wait(Step.CONNECT)
-        if limit is not None and self.server.seconds(Step.CONNECT) > limit:
+        if not self.server.wait(Step.CONNECT, limit):
             raise FakeOperationalError("connect timed out")
         return self.server.accept()
 
@@ -250,8 +251,7 @@ class FakeAdapter:
         return Fault.DEAD if isinstance(exc, FakeOperationalError) else Fault.ORDINARY
 
     def _round_trip(self, conn: FakeConnection, step: Step, limit: float | None) -> None:
-        self.server.wait(step)
-        if limit is not None and self.server.seconds(step) > limit:
+        if not self.server.wait(step, limit):
             conn.busy = True
             raise FakeOperationalError(f"no answer to {step.value} within {limit:g} s")
         if conn.closed or not conn.alive:
@@ -501,9 +501,16 @@ class Simulation:
 
     def _start(self, flow: Flow[None]) -> bool:
         if self._helpers < 1.0 and self.random.random() >= self._helpers:
+            # Whoever does it here instead stops when it is served; parked threads look after the rest.
+            self.at(self.now + LOOK_EVERY, self._look)
             return False
         self.spawn(flow, "helper")
         return True
+
+    def _look(self) -> None:
+        self.spawn(self.flows.follow_up(), "look")
+        if self.core.waiters and not self.core.closed:
+            self.at(self.now + LOOK_EVERY, self._look)
 
     def _watch(self, instant: float | None) -> None:
         if instant != self._watched:

@@ -7,6 +7,9 @@ thread that asked, and a parked thread looks around by itself every `LOOK_EVERY`
 
 from __future__ import annotations
 
+import heapq
+import os
+import queue
 import threading
 import time
 import weakref
@@ -14,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from math import inf
-from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from .engine.core import Core
@@ -29,6 +31,9 @@ LOOK_EVERY: Final = 0.25
 It cures a wake-up lost to an exception that struck between two bytecodes, does the work of a helper
 that could not be started, and lets Ctrl-C through where a lock cannot be interrupted (Windows).
 """
+
+HELPERS_BUSY: Final = 0.1
+"""Seconds until the housekeeper tries again to find a helper."""
 
 MOST_HELPERS: Final = 64
 """Helper threads of the process; beyond them, whoever needs a dial makes it."""
@@ -66,100 +71,138 @@ class Helpers:
     """Short-lived threads that dial and close, for all pools of the process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: in a forked child none of the parent's helpers lives."""
         self._numbers = count(1)
-        self._running = 0
+        self._running: set[object] = set()
 
     def start(self, job: Callable[[], None]) -> bool:
-        """Run *job* in a thread of its own; False if there are too many, or no more can be had."""
-        with self._lock:
-            if self._running >= MOST_HELPERS:
-                return False
-            self._running += 1
-        thread = threading.Thread(
-            target=self._run,
-            args=(job,),
-            name=f"connpool-helper-{next(self._numbers)}",
-            daemon=True,
-        )
+        """Run *job* in a thread of its own; False if there are too many, or no more can be had.
+
+        No lock: a finalizer may come here in the middle of itself.  The bound is not exact to the thread.
+        """
+        if len(self._running) >= MOST_HELPERS:
+            return False
+        name = f"connpool-helper-{next(self._numbers)}"
+        thread = threading.Thread(target=self._run, args=(job,), name=name, daemon=True)
+        self._running.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is shutting down
-            with self._lock:
-                self._running -= 1
-            return False
+        except BaseException as exc:
+            self._running.discard(thread)
+            if isinstance(exc, RuntimeError):  # no more threads, or the interpreter is shutting down
+                return False
+            raise
         return True
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
             job()
         finally:
-            with self._lock:
-                self._running -= 1
+            self._running.discard(threading.current_thread())
 
 
 class Housekeeper:
-    """One thread that calls each pool's upkeep when it is due; it lives while any pool has a duty.
+    """One thread that has each pool's upkeep run when it is due; it lives while any pool has a duty.
 
-    Pools are held weakly: the housekeeper keeps none of them alive.
+    It knows pools weakly, keeps none of them alive, and runs nothing of theirs itself: a dial that hangs
+    in one pool must not keep it from the others.
+
+    `watch` takes no lock.  The collector can run a finalizer, which closes a pool, which calls `watch`, at
+    any allocation, also inside `watch` itself; a `queue.SimpleQueue` is made for that.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._due: weakref.WeakKeyDictionary[ThreadRunner, float] = weakref.WeakKeyDictionary()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: in a forked child the thread is gone, and its token may be held by nobody."""
+        # Attributes looked up at use, not imported by name: gevent replaces them.
+        self._inbox: queue.SimpleQueue[tuple[weakref.ref[ThreadRunner], float | None]] = queue.SimpleQueue()
+        self._starting = threading.Lock()  # a token, never waited for
         self._thread: threading.Thread | None = None
-        self._wakes_at = inf
 
     def watch(self, runner: ThreadRunner, at: float | None) -> None:
-        """Call ``runner.upkeep()`` at an instant, in place of the one given before; ``None``: never."""
-        with self._changed:
-            if at is None:
-                self._due.pop(runner, None)
-            else:
-                self._due[runner] = at
-            if self._thread is None:
-                if at is not None:
-                    self._begin()
-            elif at is None or at < self._wakes_at:
-                self._changed.notify()
+        """Have ``runner.upkeep()`` run at an instant, or sooner; ``None``: it needs none any more."""
+        if at is None and not self._alive():
+            return
+        self._inbox.put((weakref.ref(runner), at))  # publish ...
+        if not self._alive():  # ... then look; the thread does it the other way round, see _keep
+            self._begin()
+
+    def _alive(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def _begin(self) -> None:
-        """Start the thread.  Lock held."""
-        thread = threading.Thread(target=self._keep, name="connpool-housekeeper", daemon=True)
-        self._thread = thread
+        """Start the thread, unless somebody is about to."""
+        if not self._starting.acquire(blocking=False):
+            return
         try:
-            thread.start()
+            if not self._alive():
+                thread = threading.Thread(target=self._keep, name="connpool-housekeeper", daemon=True)
+                self._thread = thread
+                thread.start()
         except RuntimeError:
-            self._thread = None  # parked threads look around by themselves
+            pass  # no more threads: parked ones look around by themselves
+        finally:
+            self._starting.release()
 
     def _keep(self) -> None:
-        try:
-            while (runner := self._await_duty()) is not None:
-                runner.upkeep()
-                del runner  # not while we sleep: we keep no pool alive
-        except BaseException:
-            with self._changed:
-                self._thread = None  # the next duty starts another one
-            raise
-
-    def _await_duty(self) -> ThreadRunner | None:
-        with self._changed:
-            runner = self._next()
-            if runner is None:
+        agenda = Agenda()
+        while True:
+            left = agenda.hand_out()
+            try:
+                if left is None:
+                    ref, at = self._inbox.get(block=False)
+                else:
+                    ref, at = self._inbox.get(timeout=left)
+            except queue.Empty:
+                if left is not None:
+                    continue
                 self._thread = None
-            return runner
+                if not self._inbox.empty():  # somebody published while we were still seen alive
+                    self._begin()
+                return
+            agenda.note(ref, at)
 
-    def _next(self) -> ThreadRunner | None:
-        """Wait for the next duty that is due; ``None`` when there is none left.  Lock held."""
-        while self._due:
-            now = clock()
-            runner, at = min(self._due.items(), key=itemgetter(1))
-            if at <= now:
-                del self._due[runner]
-                return runner
-            del runner  # as above
-            self._wakes_at = at
-            self._changed.wait(min(at - now, threading.TIMEOUT_MAX))
+
+class Agenda:
+    """What the housekeeper has to do, and when.  Only its thread touches it."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, weakref.ref[ThreadRunner]]] = []
+        self._numbers = count()
+
+    def note(self, ref: weakref.ref[ThreadRunner], at: float | None) -> None:
+        """Add a duty; of several for one pool the earliest counts, and ``None`` cancels it."""
+        runner = ref()
+        if runner is None:
+            return
+        if runner.is_over():
+            at = None  # what came late was meant for the time before
+        # Upkeep that comes too soon finds that out by itself; upkeep that is late does harm.
+        runner.due_at = inf if at is None else min(at, runner.due_at)
+        if runner.due_at < inf:
+            heapq.heappush(self._heap, (runner.due_at, next(self._numbers), ref))
+
+    def hand_out(self) -> float | None:
+        """Hand what is due to helpers; return the seconds until the next duty, ``None`` without one."""
+        while self._heap:
+            at, _, ref = self._heap[0]
+            runner = ref()
+            if runner is None or runner.due_at != at:
+                heapq.heappop(self._heap)  # its pool is gone, or the duty was superseded
+                continue
+            left = at - clock()
+            if left > 0:
+                return min(left, threading.TIMEOUT_MAX)
+            heapq.heappop(self._heap)
+            runner.due_at = inf
+            if not helpers.start(runner.upkeep):
+                self.note(ref, clock() + HELPERS_BUSY)
         return None
 
 
@@ -174,6 +217,7 @@ class ThreadRunner:
         self, core: Core[Any], follow_up: Callable[[], Flow[None]], upkeep: Callable[[], Flow[None]]
     ) -> None:
         self.inline = False  # run everything in the calling thread from now on
+        self.due_at = inf  # the housekeeper's
         self._core = core
         self._follow_up = follow_up
         self._upkeep = upkeep
@@ -189,7 +233,7 @@ class ThreadRunner:
             raise
 
     def upkeep(self) -> None:
-        """Do what is due now; the housekeeper calls this."""
+        """Do what is due now; the housekeeper has a helper call this."""
         self.run(self._upkeep())
 
     def _drive(self, flow: Flow[R]) -> R:
@@ -207,14 +251,28 @@ class ThreadRunner:
                     elif isinstance(operation, Start):
                         value = not self.inline and helpers.start(partial(self.run, operation.flow))
                     else:
-                        housekeeper.watch(self, operation.at)
+                        self._watch(operation.at)
                         value = None
                 except BaseException as exc:
                     resume, value = flow.throw, exc
         except StopIteration as stop:
             result: R = stop.value
             return result
+        finally:
+            del value  # an exception, perhaps: with its traceback and this frame it would be a cycle
+
+    def is_over(self) -> bool:
+        """Tell whether the pool is closed and has nothing left to close."""
+        return self._core.closed and not self._core.slots
+
+    def _watch(self, at: float | None) -> None:
+        # "Never" is final only for a closed pool: to another, somebody may just have given a duty.
+        if at is not None or self._core.closed:
+            housekeeper.watch(self, at)
 
 
 helpers = Helpers()
 housekeeper = Housekeeper()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=helpers.reset)
+    os.register_at_fork(after_in_child=housekeeper.reset)

@@ -602,7 +602,7 @@ class Explorer:
         except AssertionError as exc:
             exc.add_note(f"schedule: {plan}, prompt={prompt}; the actors: {self._scenario.__doc__}")
             raise
-        if not self.schedules % 500:
+        if not self.schedules % 5000:
             gc.collect()
         return followed
 

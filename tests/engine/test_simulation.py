@@ -25,7 +25,7 @@ SEED = int(os.environ.get("CONNPOOL_SEED", "1"))
 SCHEDULES = int(os.environ.get("CONNPOOL_SCHEDULES", "10000"))
 PORTION = 250  # schedules that a process is given at a time
 
-ONCE_FAILED = (92, 614, 4754, 5664)
+ONCE_FAILED = (92, 614, 4754, 5664, 507270)
 """Schedules that failed in earlier versions of the engine."""
 
 

@@ -249,7 +249,7 @@ def test_a_plain_callable_that_returns_no_connection_is_told_so():
 
 
 def test_something_that_is_no_source_is_refused_at_construction():
-    with pytest.raises(TypeError, match="needs an adapter, or a callable .* got str"):
+    with pytest.raises(TypeError, match="needs an adapter, or a callable .* got a str; .*create_pool"):
         ConnectionPool("postgresql://")  # type: ignore[arg-type]
 
 

@@ -303,6 +303,11 @@ class Core(Generic[C]):
         return True
 
     @locked
+    def knows(self, conn: C) -> bool:
+        """Tell whether a connection is in the pool."""
+        return self._slot_of(conn) is not None
+
+    @locked
     def whereabouts(self, conn: C) -> str:
         """Say where a connection is, to a caller who expected it on loan from `acquire`."""
         slot = self._slot_of(conn)
@@ -315,7 +320,7 @@ class Core(Generic[C]):
 
     def _slot_of(self, conn: C) -> Slot | None:
         """Return the slot of a connection, whoever has it.  Lock held."""
-        for slot in self.slots:
+        for slot in self.slots if conn is not None else ():
             if slot.conn is conn or (slot.conn_ref is not None and slot.conn_ref() is conn):
                 return slot
         return None
@@ -513,7 +518,8 @@ class Core(Generic[C]):
                     self.bare.pop(slot.bare, None)
                     self.totals.discards[Reason.LOST] += 1
                     self._free(slot)
-            self.lost.popleft()
+            if self.lost and self.lost[0] is item:  # a finalizer may have come in between
+                self.lost.popleft()
 
     # -- the pool as a whole -------------------------------------------------------------------------
 
@@ -546,12 +552,15 @@ class Core(Generic[C]):
         if now < self.retry_at and len(self.slots) < self.max_size and self._demand() > 0:
             instants.append(self.retry_at)
         idle = self._idle_now()
-        instants += [entry.expires for entry in idle]
         timeout = self.options.idle_timeout
         if timeout is not None:
             instants += [entry.idle_since + timeout for entry in idle[: max(0, len(idle) - self.min_idle)]]
-            if self.available() > len(idle):  # those in use may be idle next
-                instants.append(now + timeout)
+        instants += [entry.expires for entry in idle]
+        if self.available() > len(idle):  # those in use may be idle next, and nobody will tell
+            instants += [entry.expires for entry in self._entries() if entry.expires > now]
+            instants += [now + timeout] if timeout is not None else []
+        if self.min_idle and self.slots:
+            instants.append(now + upkeep.MIN_IDLE_CHECK)
         earliest = min(instants, default=inf)
         return None if earliest == inf else earliest
 
@@ -566,7 +575,7 @@ class Core(Generic[C]):
     @locked
     def evict(self) -> None:
         """Doom every connection there is: idle ones now, others when they come back or arrive."""
-        self._doom(list(self.slots), Reason.EVICTED)
+        self._doom(self._entries(), Reason.EVICTED)
         self._sweep()
 
     @locked
@@ -583,8 +592,7 @@ class Core(Generic[C]):
             self._retire(entry, Reason.SURPLUS)
             surplus -= 1
         if surplus > 0:
-            rest = [slot for slot in self.slots if slot not in self.closing]
-            rest.sort(key=lambda slot: slot.opened)
+            rest = sorted(self._entries(), key=lambda entry: entry.slot.opened)
             self._doom(rest[:surplus], Reason.SURPLUS)
             self._sweep()
         self._match()
@@ -596,19 +604,22 @@ class Core(Generic[C]):
             return
         self.closed = True
         self.waiters.appendleft(self._gate)  # publish: from here on every caller takes the flows
-        self._doom(list(self.slots), Reason.CLOSED)
+        self._doom(self._entries(), Reason.CLOSED)
         self._sweep()
         for slot in list(self.opening):
             self._abandon(slot)  # a dial into a black hole must not hold up whoever closes
         self._fail_waiters(Refusal.CLOSED)
         self._notify()
 
-    def _doom(self, slots: list[Slot], reason: Reason) -> None:
-        """Mark entries in whosever hands they are.  Lock held."""
-        for slot in slots:
-            entry = slot.entry_ref and slot.entry_ref()
-            if isinstance(entry, Entry):
-                entry.doomed = entry.doomed or reason
+    def _entries(self) -> list[Entry[C]]:
+        """Return the entries of all places, in whosever hands they are.  Lock held."""
+        entries = (slot.entry_ref and slot.entry_ref() for slot in self.slots)
+        return [entry for entry in entries if isinstance(entry, Entry)]
+
+    def _doom(self, entries: list[Entry[C]], reason: Reason) -> None:
+        """Mark entries, in whosever hands they are.  Lock held."""
+        for entry in entries:
+            entry.doomed = entry.doomed or reason
 
     def _sweep(self) -> None:
         """Retire the doomed among the idle entries.  Lock held."""

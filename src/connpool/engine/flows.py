@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar
 
 from ..adapter import Adapter, Fault, Verdict, adapter_for
 from ..errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
@@ -98,7 +98,7 @@ class Flows(Generic[C]):
     def __init__(
         self,
         core: Core[C],
-        source: Adapter[C] | Callable[[], C],
+        source: Adapter[C] | Callable[[], C] | object,
         *,
         name: str,
         clock: Callable[[], float],
@@ -112,16 +112,20 @@ class Flows(Generic[C]):
         self._chance = chance
         self._waiter = waiter
         self._connect: Callable[[], C] | None = None
-        self.look_after = upkeep.first_look(core.options.probe_after, core.options.ping_after)
-        if not callable(source):
-            if not hasattr(source, "verdict"):
-                kind = type(source).__name__
-                raise TypeError(
-                    f"a pool needs an adapter, or a callable that returns a connection; got {kind}"
-                )
+        options = core.options
+        self.look_after = upkeep.first_look(options.probe_after, options.ping_after, options.max_lifetime)
+        if _is_adapter(source):
             self._settle(source)
-        else:
+        elif callable(source) and not hasattr(source, "commit") and not hasattr(source, "verdict"):
             self._connect = source  # its first connection, or its first exception, names the driver
+        else:
+            kind = (
+                f"the class {source.__name__}" if isinstance(source, type) else f"a {type(source).__name__}"
+            )
+            url = "; for a URL there is connpool.create_pool()" if isinstance(source, str) else ""
+            raise TypeError(
+                f"a pool needs an adapter, or a callable that returns a connection; got {kind}{url}"
+            )
 
     # -- acquire -------------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class Flows(Generic[C]):
                 core.retire(entry, reason, self._clock())
                 entry = None
                 if core.owes():
-                    yield from self.follow_up()
+                    yield from self.follow_up(waiter, deadline)
                 waiter = self._again(waiter)
         except BaseException:
             self._give_up(waiter, entry)
@@ -158,7 +162,8 @@ class Flows(Generic[C]):
 
     def _give_up(self, waiter: Waiter, entry: Entry[C] | None) -> None:
         """Leave an acquire that was struck by an exception, whatever it had got hold of."""
-        delivered = self.core.leave(waiter)
+        # Whoever has left already is in no queue; to look for it there would cost the queue's length.
+        delivered = None if waiter.outcome is Refusal.LEFT else self.core.leave(waiter)
         if entry is not None:
             self.core.retire(entry, Reason.BROKEN, self._clock())  # in the middle of a check
         elif isinstance(delivered, Entry):
@@ -176,10 +181,10 @@ class Flows(Generic[C]):
         """Queue, and wait for an entry or for the reason why there is none."""
         core = self.core
         outcome = core.queue(waiter)
-        queued = outcome is None
+        queued, looking = outcome is None, False
         while outcome is None:
-            if core.owes():
-                yield from self.follow_up()
+            if core.owes() or looking:
+                yield from self.follow_up(waiter, deadline)
             if waiter.outcome is None:
                 if deadline is not None and self._clock() >= deadline:
                     outcome = core.leave(waiter, timed_out=True)
@@ -188,12 +193,14 @@ class Flows(Generic[C]):
                 if waiter.outcome is None:
                     # The deadline, or one of the looks that a parked thread takes by itself.
                     core.rematch(None)
+                    looking = bool(core.opening or core.closing)  # one of them may be overdue
             outcome = waiter.outcome
         waiter.outcome = Refusal.LEFT  # a traceback may keep the waiter, but not what it was given
-        if not isinstance(outcome, Entry):
-            self._refuse(outcome, self._clock() - began, timeout)
+        waited = self._clock() - began
         if queued:
-            core.waits.append(self._clock() - began)
+            core.waits.append(waited)
+        if not isinstance(outcome, Entry):
+            self._refuse(outcome, waited, timeout)
         entry: Entry[C] = outcome
         return entry
 
@@ -210,18 +217,23 @@ class Flows(Generic[C]):
         if now >= entry.expires:
             return Reason.LIFETIME
         options, adapter = self.core.options, self._adapter()
+        idle = now - entry.idle_since
+        left = None if deadline is None else deadline - now
+        hurried = False
         entry.slot.validating = True
         try:
-            if options.probe_after is not None and not adapter.alive(entry.conn):
+            look = options.probe_after is not None and (fresh or idle >= options.probe_after)
+            if look and not adapter.alive(entry.conn):
                 return Reason.DEAD
-            left = None if deadline is None else deadline - now
-            due = options.ping_after is not None and now - entry.idle_since >= options.ping_after
             # With no time left the probe has to do: to fail beside an idle connection would help nobody.
-            if due and not fresh and (left is None or left > 0):
+            if options.ping_after is not None and idle >= options.ping_after and (left is None or left > 0):
                 limit = upkeep.step_limit(left, options.reset_timeout)
+                hurried = limit != options.reset_timeout
                 yield Call(Step.PING, adapter.ping, entry.conn, limit)
         except Exception:
-            return Reason.DEAD  # the count of discards tells; the caller gets another connection
+            # The count of discards tells; the caller gets another connection.  It proves no death that
+            # there was less time for the answer than a healthy server may take.
+            return Reason.UNANSWERED if hurried else Reason.DEAD
         finally:
             entry.slot.validating = False
         return None
@@ -324,39 +336,54 @@ class Flows(Generic[C]):
 
     # -- opening and closing -------------------------------------------------------------------------
 
-    def follow_up(self) -> Flow[None]:
-        """Do what the core says is to be done: close what was discarded, dial for those who wait."""
+    def follow_up(self, waiter: Waiter | None = None, deadline: float | None = None) -> Flow[None]:
+        """Do what the core says is to be done: close what was discarded, dial for those who wait.
+
+        Helpers do it.  Where none can be had it is done here, but for a *waiter* only until it has an
+        outcome or its *deadline* has passed.
+        """
         while (slot := self.core.next_to_close(self._clock())) is not None:
-            yield from self._start(self._close(slot))
+            if not (yield Start(self._work(None, slot))):
+                yield from self._close(slot)
+                if self._hurried(waiter, deadline):
+                    return
         while (entry := self._plan()) is not None:
-            flow = self._dial(entry)
+            if not (yield Start(self._work(entry, None))):
+                yield from self._open(entry)
+                if self._hurried(waiter, deadline):
+                    return
             del entry  # the dial's from here on
-            yield from self._start(flow)
         yield Watch(self.core.due(self._clock()))
+
+    def _hurried(self, waiter: Waiter | None, deadline: float | None) -> bool:
+        if waiter is None:
+            return False
+        return waiter.outcome is not None or (deadline is not None and self._clock() >= deadline)
 
     def upkeep(self) -> Flow[None]:
         """Do what time asks for: prune, give up what is overdue, dial again, keep `min_idle`."""
         self.core.prune(self._clock())
         yield from self.follow_up()
 
-    def _start(self, flow: Flow[None]) -> Flow[None]:
-        """Have a flow run elsewhere, or run it here if nobody can."""
-        if not (yield Start(flow)):
-            yield from flow
+    def _work(self, entry: Entry[C] | None, slot: Slot | None) -> Flow[None]:
+        """Do one thing, and then what else there is to do: the life of a helper.
+
+        It starts no further helpers, so that there are never more than there are things to do.
+        """
+        while entry is not None or slot is not None:
+            if entry is not None:
+                yield from self._open(entry)
+            if slot is not None:
+                yield from self._close(slot)
+            entry, slot = self._plan(), None
+            if entry is None:
+                slot = self.core.next_to_close(self._clock())
+            yield Watch(self.core.due(self._clock()))
 
     def _plan(self) -> Entry[C] | None:
         now = self._clock()
         bounded = self.adapter is not None and self.adapter.bounded
         return self.core.plan(now, upkeep.dial_until(now, self.core.options.connect_timeout, bounded=bounded))
-
-    def _dial(self, entry: Entry[C] | None) -> Flow[None]:
-        """Open connections, one after the other, as long as somebody needs one."""
-        while entry is not None:
-            yield from self._open(entry)
-            entry = self._plan()
-            yield Watch(self.core.due(self._clock()))
-        if self.core.owes():
-            yield from self.follow_up()
 
     def _open(self, entry: Entry[C]) -> Flow[None]:
         """Dial, adopt, prepare and deliver one connection."""
@@ -367,6 +394,8 @@ class Flows(Generic[C]):
                 conn = yield Call(Step.CONNECT, self._connect)
             else:
                 conn = yield Call(Step.CONNECT, self._adapter().connect, core.options.connect_timeout)
+            if core.knows(conn):
+                raise self._error(PoolMisuse, "connect returned a connection that the pool has already")
             slot.conn = entry.conn = conn  # from here on it is closed if this flow ends early
             adapter = self.adapter or self._decide(conn)
             entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
@@ -397,7 +426,7 @@ class Flows(Generic[C]):
             raise self._error(PoolMisuse, f"on_connect left the connection {verdict.name.lower()}")
 
     def _close(self, slot: Slot) -> Flow[None]:
-        """Close one connection, then use the capacity that this set free."""
+        """Close one connection and free its place."""
         conn, adapter = slot.conn, self.adapter
         if conn is not None and adapter is not None:
             try:
@@ -407,9 +436,7 @@ class Flows(Generic[C]):
                 if not isinstance(exc, Exception):
                     self.core.freed(slot)
                     raise
-        del conn
         self.core.freed(slot)
-        yield from self._dial(self._plan())
 
     def _abort(self, conn: Any) -> None:
         """Close a connection that would not be closed politely."""
@@ -440,11 +467,15 @@ class Flows(Generic[C]):
         if isinstance(exc, PoolMisuse):
             return True
         adapter = self.adapter
-        if adapter is None and self._connect is not None:
-            adapter = adapter_for(exc, self._connect)
-            if adapter is not None:
-                self._settle(adapter)
-        return adapter is not None and adapter.fault(exc, dialling=True) is Fault.AUTH
+        try:
+            if adapter is None and self._connect is not None:
+                adapter = adapter_for(exc, self._connect)
+                if adapter is not None:
+                    self._settle(adapter)
+            return adapter is not None and adapter.fault(exc, dialling=True) is Fault.AUTH
+        except Exception as error:
+            exc.add_note(f"and its adapter could not say what kind of fault that is: {error!r}")
+            return False
 
     # -- the pool as a whole -------------------------------------------------------------------------
 
@@ -525,6 +556,10 @@ class Flows(Generic[C]):
         doing = "" if error else f", dialling for {waited:.1f} s"
         text = f"no connection {_within(timeout, waited)}: none is open{doing}{_because(error)}"
         raise self._error(PoolUnavailable, text) from error
+
+
+def _is_adapter(source: object) -> TypeGuard[Adapter[Any]]:
+    return hasattr(source, "verdict") and not isinstance(source, type)
 
 
 _OPEN = (Verdict.DIRTY, Verdict.FAILED)

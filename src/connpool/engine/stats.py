@@ -26,6 +26,7 @@ class Reason(StrEnum):
     IDLE = "idle"
     USES = "uses"
     DEAD = "dead"
+    UNANSWERED = "unanswered"
     BROKEN = "broken"
     RESET_FAILED = "reset_failed"
     EVICTED = "evicted"
@@ -114,7 +115,7 @@ def _middle(bucket: int) -> float:
 
 @dataclass(slots=True)
 class Totals:
-    """Counters of rare events; each is changed under the core's lock."""
+    """Counters of events that are rare, or no part of the warm path."""
 
     dials: int = 0
     dial_failures: int = 0
@@ -159,7 +160,7 @@ class PoolStats:
     releases: int
     """Connections that came back, or will not."""
     waits: int
-    """Acquires that had to queue."""
+    """Acquires that had to queue, whatever came of it."""
     timeouts: int
     """Acquires that ended at their deadline."""
     overloads: int

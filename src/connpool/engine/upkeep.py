@@ -32,6 +32,12 @@ A server usually ends its session within a round trip; one that does not must no
 DIAL_GRACE = 1.0
 """Seconds beyond `connect_timeout` before the dial of a bounded adapter is given up all the same."""
 
+LOOK_ANYWAY = 60.0
+"""Seconds idle after which an entry's age is looked at, also where probes and pings are switched off."""
+
+MIN_IDLE_CHECK = 5.0
+"""Seconds after which `min_idle` is looked after: the warm path takes idle connections and tells nobody."""
+
 NEWBORN = 0.5
 """Seconds for which a new connection is not looked at, whatever the options: its handshake was a look."""
 
@@ -75,9 +81,13 @@ def dial_until(now: float, connect_timeout: float | None, *, bounded: bool) -> f
     return now + connect_timeout + (DIAL_GRACE if bounded else 0.0)
 
 
-def first_look(probe_after: float | None, ping_after: float | None) -> float:
-    """Return the seconds idle after which an entry must be looked at in one way or the other."""
-    return min((seconds for seconds in (probe_after, ping_after) if seconds is not None), default=inf)
+def first_look(probe_after: float | None, ping_after: float | None, max_lifetime: float | None) -> float:
+    """Return the seconds idle for which an entry is lent without a closer look.
+
+    At most a twentieth of its life: a release within that time of its end takes the slow path.
+    """
+    looks = [seconds for seconds in (probe_after, ping_after, LOOK_ANYWAY) if seconds is not None]
+    return min(*looks, inf if max_lifetime is None else max_lifetime / 20)
 
 
 def step_limit(left: float | None, timeout: float | None) -> float | None:
