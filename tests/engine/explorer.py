@@ -21,7 +21,7 @@ import dis
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -606,11 +606,12 @@ class Explorer:
             gc.collect()
         return followed
 
-    def once(self, first: int, second: int) -> None:
-        """At each bytecode of *first*, run *second* to its end."""
+    def once(self, first: int, second: int, *, before: Sequence[int] = ()) -> None:
+        """At each bytecode of *first*, run *second* to its end; those *before* go first of all."""
+        begin: Plan = [(actor, None) for actor in before]
         for prompt in (True, False):
             k = 0
-            while self.run([(first, k), (second, None), (first, None)], prompt=prompt, every=True):
+            while self.run([*begin, (first, k), (second, None), (first, None)], prompt=prompt, every=True):
                 k += 1
 
     def twice(self, first: int, second: int, third: int, *, locks_first: bool) -> None:

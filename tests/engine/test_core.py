@@ -1119,6 +1119,18 @@ def test_connection_that_was_lent_bare_can_be_detached() -> None:
     assert not core.lost
 
 
+def test_pool_knows_its_connections() -> None:
+    core = make_core(max_size=3)
+    idle, lent, bare = lend(core, 3)
+    core.give(idle)
+    conn = core.lend_bare(bare)
+    assert core.knows(idle.conn)
+    assert core.knows(lent.conn)
+    assert core.knows(conn)
+    assert not core.knows(Conn())
+    assert not core.knows(None), "as which a connection that is lent bare is noted"
+
+
 # -- ownership: what is dropped is found -------------------------------------------------------------
 
 
@@ -1188,6 +1200,21 @@ def test_entry_that_dies_while_lost_ones_are_taken_back_is_taken_back_too() -> N
     del second
     assert_lawful(core, in_use=0)
     assert discards(core) == {"lost": 2}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_finalizer_that_takes_back_what_is_being_taken_back_leaves_the_rest(count: int) -> None:
+    """The collector can come in the middle of it, and the finalizer that it runs looks around, too."""
+    core = make_core(max_size=2)
+    entries = lend(core, 2)
+    conns = [core.lend_bare(entry) for entry in entries]
+    places = len(core.slots)
+    core.watch(Watcher(lambda: len(core.slots) < places, Waiter(core.brief), 0))
+    entries.clear()
+    del conns[:count]
+    assert_lawful(core, in_use=2 - count)
+    assert discards(core) == {"lost": count}
+    assert not core.lost
 
 
 def test_connection_lent_bare_is_its_borrowers_alone() -> None:
@@ -1452,14 +1479,31 @@ def test_expiry_of_an_idle_connection_is_due() -> None:
 
 
 def test_idle_timeout_is_due_beyond_min_idle_only() -> None:
-    core = make_core(max_size=2, idle_timeout=60.0)
+    core = make_core(max_size=2, idle_timeout=2.0)
     first, second = stock(core, 2)
     first.idle_since, second.idle_since = NOW + 1, NOW + 2
-    assert core.due(NOW + 3) == NOW + 61
+    assert core.due(NOW + 2) == NOW + 3
     core.resize(2, 1)
-    assert core.due(NOW + 3) == NOW + 61, "the longest idle is the one to go"
+    assert core.due(NOW + 2) == NOW + 3, "the longest idle is the one to go"
     core.resize(2, 2)
-    assert core.due(NOW + 3) is None
+    assert core.due(NOW + 2) == NOW + 2 + upkeep.MIN_IDLE_CHECK
+
+
+def test_min_idle_is_looked_after_because_the_warm_path_takes_and_tells_nobody() -> None:
+    core = make_core(max_size=2, min_idle=1, idle_timeout=None)
+    assert core.due(NOW) is None, "nothing was ever asked of this pool"
+    stock(core)
+    assert core.due(NOW) == NOW + upkeep.MIN_IDLE_CHECK
+
+
+def test_expiry_of_a_connection_in_use_is_due_because_it_may_be_idle_by_then() -> None:
+    core = make_core(max_size=2, idle_timeout=None)
+    first, second = lend(core, 2)
+    first.expires, second.expires = NOW + 7, NOW + 9
+    assert core.due(NOW) == NOW + 7
+    assert core.due(NOW + 7) == NOW + 9, "what expired in use is closed when it comes back"
+    core.give(second)
+    assert core.due(NOW + 7) == NOW + 9
 
 
 def test_connection_in_use_may_be_idle_next() -> None:

@@ -37,6 +37,18 @@ def release_and_two_who_wait(world: World) -> list[Job]:
     return [lambda: world.give(lease), lambda: world.take("second"), lambda: world.take("third")]
 
 
+def release_and_newcomer(world: World) -> list[Job]:
+    """The only connection is released; somebody waits for it; a newcomer tries to get it at once."""
+    lease = world.lent()
+
+    def overtake() -> None:
+        world.take("third", 0)
+        if "third" in world.served:
+            world.faults.append("a newcomer overtook somebody in the queue")
+
+    return [lambda: world.give(lease), lambda: world.take("second"), overtake]
+
+
 def release_evict_take(world: World) -> list[Job]:
     """A connection is released; all are evicted; somebody takes one."""
     lease = world.lent()
@@ -169,6 +181,12 @@ def test_another_thread_may_come_between_any_two_bytecodes(
     with Explorer(scenario, **options) as explorer:
         explorer.once(first, second)
     assert explorer.schedules >= at_least
+
+
+def test_newcomer_never_overtakes_somebody_who_waits() -> None:
+    with Explorer(release_and_newcomer, **ONE) as explorer:
+        explorer.once(0, 2, before=[1])
+    assert explorer.schedules >= 1
 
 
 @pytest.mark.parametrize(

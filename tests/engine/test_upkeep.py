@@ -112,10 +112,22 @@ def test_step_has_its_own_limit_and_no_more_than_the_deadline_leaves(
 
 
 @pytest.mark.parametrize(
-    ("probe_after", "ping_after", "first"),
-    [(0.5, 30.0, 0.5), (0, 0, 0), (0, None, 0), (None, 30.0, 30.0), (0.5, None, 0.5), (None, None, inf)],
+    ("probe_after", "ping_after", "max_lifetime", "first"),
+    [
+        (0.5, 30.0, None, 0.5),
+        (30.0, 0.5, None, 0.5),
+        (0, 0, None, 0),
+        (0, None, None, 0),
+        (None, 30.0, None, 30.0),
+        (0.5, None, None, 0.5),
+        (None, None, None, upkeep.LOOK_ANYWAY),
+        (300.0, 300.0, None, upkeep.LOOK_ANYWAY),
+        (None, None, 20.0, 1.0),
+        (0.5, None, 20.0, 0.5),
+        (0.5, 30.0, 2.0, 0.1),
+    ],
 )
-def test_entry_is_looked_at_when_the_sooner_of_both_looks_is_due(
-    probe_after: float | None, ping_after: float | None, first: float
+def test_entry_is_looked_at_when_the_soonest_look_is_due_or_its_age_matters(
+    probe_after: float | None, ping_after: float | None, max_lifetime: float | None, first: float
 ) -> None:
-    assert upkeep.first_look(probe_after, ping_after) == first
+    assert upkeep.first_look(probe_after, ping_after, max_lifetime) == pytest.approx(first)

@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from servers import wait_until
@@ -333,4 +334,109 @@ def test_a_forked_child_that_ends_leaves_its_parents_sessions_alone():
         "if os.fork() == 0:\n"
         "    sys.exit(0)\n"
         "os.wait()\n"
+    )
+
+
+# -- what a review found -----------------------------------------------------------------------------------
+
+
+def test_an_idle_connection_expires_although_the_warm_path_told_nobody(server):
+    with ConnectionPool(FakeAdapter(server), max_lifetime=0.3, idle_timeout=None) as pool:
+        with pool.connection():
+            pass
+        assert wait_until(lambda: pool.stats().size == 0, 5.0)
+        assert pool.stats().discards["lifetime"] == 1
+
+
+def test_min_idle_is_restored_after_loans_that_told_nobody(server, monkeypatch):
+    monkeypatch.setattr("connpool.engine.upkeep.MIN_IDLE_CHECK", 0.05)
+    with ConnectionPool(FakeAdapter(server), min_idle=2) as pool:
+        pool.wait_ready(5.0)
+        conns = [pool.acquire() for _ in range(2)]
+        assert wait_until(lambda: pool.stats().idle == 2, 5.0)
+        for conn in conns:
+            pool.release(conn)
+
+
+def test_a_finalizer_that_closes_a_pool_inside_the_housekeeper_hangs_nobody(server, monkeypatch):
+    def reentrant(runner):
+        """Stand for the collector: it strikes while a duty is being handed over."""
+        if pools:
+            pools.pop().close()
+        return weakref.ref(runner)
+
+    pools = [ConnectionPool(FakeAdapter(server)) for _ in range(3)]
+    for pool in pools:
+        open_connections(pool, 1)
+    monkeypatch.setattr("connpool.threads.weakref", SimpleNamespace(ref=reentrant))
+    with ConnectionPool(FakeAdapter(server)) as pool, Crowd() as crowd:
+        crowd.start(open_connections, pool, 1)
+    monkeypatch.undo()
+    for pool in pools:
+        pool.close()
+
+
+def test_a_thousand_connections_are_closed_without_helpers(server, monkeypatch):
+    monkeypatch.setattr(connpool.threads.helpers, "start", lambda job: False)
+    pool = ConnectionPool(FakeAdapter(server), max_size=1000, max_connecting=1000)
+    open_connections(pool, 1000)
+    pool.close()
+    assert not server.sessions
+
+
+def test_nothing_is_no_connection_to_detach_or_release(server):
+    with ConnectionPool(FakeAdapter(server)) as pool:
+        conn = pool.acquire()
+        for give in (pool.detach, pool.release):
+            with pytest.raises(connpool.PoolMisuse, match="not from this pool"):
+                give(None)
+        pool.release(conn)
+
+
+def test_a_callable_must_return_a_new_connection_each_time(server):
+    conn = FakeConnection(server)
+    with ConnectionPool(lambda: conn, max_size=2) as pool:
+        with pool.connection(), pytest.raises(connpool.PoolError, match="has already"):
+            pool.acquire(timeout=0.2)
+
+
+def test_using_a_lease_as_a_connection_is_explained(server):
+    with ConnectionPool(FakeAdapter(server)) as pool:
+        with pytest.raises(AttributeError, match=r"a lease has no 'execute': write `with pool\.connection"):
+            pool.connection().execute("select 1")
+
+
+@pytest.mark.parametrize("source", [FakeAdapter, FakeConnection(FakeServer())])
+def test_what_is_neither_adapter_nor_callable_is_refused_at_once(source):
+    with pytest.raises(TypeError, match="a pool needs an adapter, or a callable"):
+        ConnectionPool(source)
+
+
+def test_without_checks_the_warm_path_stays_warm(server, monkeypatch):
+    with ConnectionPool(FakeAdapter(server), probe_after=None, ping_after=None) as pool:
+        with pool.connection():
+            pass
+        monkeypatch.setattr(pool, "_exit", lambda *args: pytest.fail("a release took the slow path"))
+        monkeypatch.setattr(pool, "_enter", lambda *args: pytest.fail("an acquire took the slow path"))
+        for _ in range(3):
+            with pool.connection():
+                pass
+        monkeypatch.undo()
+
+
+def test_a_pool_made_in_a_forked_child_has_a_housekeeper():
+    run_script(
+        "import os, time, connpool\n"
+        "from connpool.testing import FakeAdapter, FakeServer\n"
+        "pool = connpool.ConnectionPool(FakeAdapter(FakeServer()))\n"
+        "pool.wait_ready()\n"
+        "if os.fork() == 0:\n"
+        "    mine = connpool.ConnectionPool(FakeAdapter(FakeServer()), idle_timeout=0.1)\n"
+        "    mine.wait_ready()\n"
+        "    until = time.monotonic() + 10\n"
+        "    while mine.stats().size and time.monotonic() < until:\n"
+        "        time.sleep(0.01)\n"
+        "    os._exit(mine.stats().size)\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0\n"
+        "pool.close()\n"
     )
