@@ -149,7 +149,7 @@ def test_ping_comes_no_sooner_than_the_probe() -> None:
     assert options(probe_after=None, ping_after=0).ping_after == 0
     assert options(probe_after=5, ping_after=None).probe_after == 5
     assert refusal(ValueError, probe_after=5, ping_after=4.5) == (
-        "ping_after=4.5: must not be shorter than probe_after=5"
+        "ping_after=4.5: must not be shorter than probe_after=5; set both, or probe_after=None"
     )
 
 

@@ -31,9 +31,9 @@ from .adapter import Fault, Verdict
 from .engine.core import Core
 from .engine.flows import Call, Flow, Flows, Park, Start, Step
 from .engine.records import Entry, Waiter
+from .engine.upkeep import LOOK_EVERY
 from .errors import PoolError
 from .options import PoolOptions
-from .threads import LOOK_EVERY
 
 __all__ = (
     "Cancelled",

@@ -22,15 +22,9 @@ from typing import Any, Final, TypeVar
 from .engine.core import Core
 from .engine.flows import Call, Flow, Park, Start
 from .engine.records import Waiter
+from .engine.upkeep import LOOK_EVERY
 
 R = TypeVar("R")
-
-LOOK_EVERY: Final = 0.25
-"""Seconds a parked thread sleeps at most before it looks around.
-
-It cures a wake-up lost to an exception that struck between two bytecodes, does the work of a helper
-that could not be started, and lets Ctrl-C through where a lock cannot be interrupted (Windows).
-"""
 
 HELPERS_BUSY: Final = 0.1
 """Seconds until the housekeeper tries again to find a helper."""

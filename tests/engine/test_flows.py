@@ -14,6 +14,7 @@ import pytest
 from engine.driver import STRIKES, AroundAdapter, BlindAdapter, Hand, World, assert_lawful, close_all
 
 import connpool.adapter
+from connpool.adapter import Fault
 from connpool.adapters.dbapi import DBAPIAdapter
 from connpool.engine import upkeep
 from connpool.engine.flows import Park, Step, Watch

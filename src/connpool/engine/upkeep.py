@@ -32,6 +32,13 @@ A server usually ends its session within a round trip; one that does not must no
 DIAL_GRACE = 1.0
 """Seconds beyond `connect_timeout` before the dial of a bounded adapter is given up all the same."""
 
+LOOK_EVERY = 0.25
+"""Seconds a parked thread sleeps at most before it looks around.
+
+It cures a wake-up lost to an exception that struck between two bytecodes, does the work of a helper
+that could not be started, and lets Ctrl-C through where a lock cannot be interrupted (Windows).
+"""
+
 LOOK_ANYWAY = 60.0
 """Seconds idle after which an entry's age is looked at, also where probes and pings are switched off."""
 
