@@ -17,7 +17,7 @@ nox.options.sessions = ["lint", "types", "docs", "package", "tests"]
 
 HERE = Path(__file__).parent
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
-QUICK = "not stress and not chaos and not server"
+QUICK = "not stress and not chaos and not server and not bytecode"
 
 # Before pytest's time limits run: install what server tests start, or say what is missing.
 SERVERS = "from servers.install import PACKAGES, require; print(*map(require, PACKAGES), sep='\\n')"

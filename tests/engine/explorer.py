@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import connpool.pool
 import connpool.threads
@@ -174,6 +174,10 @@ def _taken_lock() -> threading.Lock:
     return lock
 
 
+class Abandoned(BaseException):
+    """Raised in an actor that is stuck when the explorer has seen enough."""
+
+
 class Actor:
     """A thread that runs one job after the other, each in pieces."""
 
@@ -185,6 +189,7 @@ class Actor:
         self._go = _taken_lock()
         self._job: Callable[[], None] | None = None
         self._budget: int | None = None
+        self._ending = False
         self._tracing: AbstractContextManager[None] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -203,12 +208,17 @@ class Actor:
 
     def stop(self, state: str) -> None:
         """Called in the actor's thread: let the others run until somebody resumes it."""
-        self.state = state
-        self._back.release()
-        self._go.acquire()
+        if not self._ending:
+            self.state = state
+            self._back.release()
+            self._go.acquire()
+        if self._ending:
+            raise Abandoned
         self.state = "running"
 
     def end(self) -> None:
+        """End the thread, wherever it has stopped."""
+        self._ending = True
         self._job = None
         self._go.release()
         self._thread.join()
@@ -233,6 +243,8 @@ class Actor:
             except BaseException as exc:
                 self.error = exc
             del job
+            if self._ending:
+                return
             self.state = "done"
             self._back.release()
 
@@ -565,7 +577,7 @@ class Explorer:
         self._collecting = False
         self._began_inside = False
 
-    def __enter__(self) -> Explorer:
+    def __enter__(self) -> Self:
         self._crew = Crew(3)
         waiter = type(
             "Waiter", (CooperativeWaiter,), {"crew": self._crew, "clock": self._clock, "__slots__": ()}

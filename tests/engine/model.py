@@ -587,7 +587,7 @@ def _retired(shared: Shared, entry: int) -> Shared:
 
 
 def _tidy(shared: Shared) -> Shared:
-    """Forget what is said of entries that nobody can reach any more, so that equal futures are equal states."""
+    """Forget what is said of entries that nobody can reach any more, so that equal futures are equal."""
     known = {*shared.places, *shared.names}
     return shared._replace(
         doomed=shared.doomed & known,

@@ -6,7 +6,6 @@ when the code moves on.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import inspect
@@ -76,15 +75,30 @@ MISTAKES: dict[str, list[Edit]] = {
         Edit(Core, "_match", "head.wake()", "pass"),
     ],
     "hand over by the newest": [
-        Edit(Core, "_match", "head = waiters[0]", "head = waiters[-1] if waiters[0] is not self._gate else waiters[0]"),
+        Edit(
+            Core,
+            "_match",
+            "head = waiters[0]",
+            "head = waiters[-1] if waiters[0] is not self._gate else waiters[0]",
+        ),
         Edit(Core, "_match", "waiters.popleft()", "waiters.remove(head)"),
     ],
     "unlink first, settle second": [
-        Edit(Core, "_match", "head.outcome = entry", "waiters.popleft(); head.outcome = entry; head.wake(); continue"),
+        Edit(
+            Core,
+            "_match",
+            "head.outcome = entry",
+            "waiters.popleft(); head.outcome = entry; head.wake(); continue",
+        ),
     ],
     # Evicting and closing.
     "evict through check_at": [
-        Edit(Core, "_doom", "entry.doomed = entry.doomed or reason", "entry.check_at, entry.expires = 0.0, -inf"),
+        Edit(
+            Core,
+            "_doom",
+            "entry.doomed = entry.doomed or reason",
+            "entry.check_at, entry.expires = 0.0, -inf",
+        ),
         Edit(Core, "_sweep", "if entry.doomed:", "if entry.expires == -inf:"),
         Edit(Core, "_sweep", "self._retire(entry, entry.doomed)", "self._retire(entry, Reason.EVICTED)"),
     ],
@@ -119,6 +133,7 @@ def carelessly_locked(transition: Callable[..., Any]) -> Callable[..., Any]:
         result = transition(core, *args, **kwargs)
         core.lock.__exit__(None, None, None)
         return result
+
     return under_lock
 
 
