@@ -27,7 +27,7 @@ from engine.driver import (
 
 from connpool.engine import upkeep
 from connpool.engine.core import BATCH, Core
-from connpool.engine.records import Entry, Refusal, Slot, Waiter, Watcher
+from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter, Watcher
 from connpool.engine.stats import Reason
 
 
@@ -758,6 +758,18 @@ def test_connection_of_a_failed_dial_is_closed_and_was_never_opened() -> None:
     assert_lawful(core, in_use=0)
 
 
+def test_dial_that_is_struck_after_it_succeeded_has_not_failed() -> None:
+    core = make_core(max_size=1)
+    core.queue(waiter := Waiter(strike))
+    entry = dial(core)
+    with pytest.raises(Interrupt) as caught:
+        connect(core, entry)
+    core.dial_failed(entry, caught.value, fatal=False, now=NOW, chance=0.0)
+    assert waiter.outcome is entry
+    assert core.totals.dial_failures == 0
+    assert_lawful(core, in_use=1)
+
+
 # -- evict -------------------------------------------------------------------------------------------
 
 
@@ -1170,6 +1182,15 @@ def test_connection_of_a_dial_that_somebody_dropped_is_closed() -> None:
     assert core.totals.dial_failures == 1
     core.freed(slot)
     assert_lawful(core, in_use=0)
+
+
+def test_reference_that_was_struck_before_it_knew_its_slot_is_passed_over() -> None:
+    core = make_core()
+    lent = lend(core)
+    core.lost.append(Ref(core))
+    assert_lawful(core, in_use=1)
+    assert not core.lost
+    assert len(lent) == 1
 
 
 def test_entry_that_was_retired_is_not_lost_when_it_ends() -> None:

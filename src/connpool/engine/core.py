@@ -281,12 +281,22 @@ class Core(Generic[C]):
     def _close_slot(self, slot: Slot, reason: Reason) -> None:
         """Turn a slot into work for `next_to_close`.  Lock held."""
         slot.until = inf  # of the dial, if it was one; `next_to_close` sets the grace
-        self.debris.append(slot)
-        self.closing[slot] = None
+        slot.reason = reason
         self.opening.pop(slot, None)
-        slot.entry_ref = slot.conn_ref = None  # nobody needs to hear of their end any more
-        if slot.opened:
-            self.totals.discards[reason] += 1
+        self.debris.append(slot)
+        self._bury(slot)
+
+    def _bury(self, slot: Slot) -> None:
+        """Count a slot as closing, once.  Lock held.
+
+        No call stands in here, and so no interrupt: what is counted is done.  If one kept the slot from
+        coming here, `next_to_close` sends it.
+        """
+        if slot not in self.closing:
+            slot.entry_ref = slot.conn_ref = None  # nobody needs to hear of their end any more
+            self.closing[slot] = None
+            if slot.opened:
+                self.totals.discards[slot.reason] += 1
 
     @locked
     def detach(self, conn: C) -> bool:
@@ -298,8 +308,7 @@ class Core(Generic[C]):
         entry.doomed = Reason.DETACHED
         entry.expires = -inf  # sends its release to the flows
         self.bare.pop(slot.bare, None)
-        self.totals.discards[Reason.DETACHED] += 1
-        self._free(slot)
+        self._free(slot, Reason.DETACHED)
         return True
 
     @locked
@@ -390,20 +399,22 @@ class Core(Generic[C]):
         if slot not in self.slots:
             self.debris.append(slot)
             return
-        self.opening.pop(slot, None)
-        slot.until = inf
-        slot.opened = True
         try:
             slot.conn_ref = Ref(slot.conn, self.lost.append)
             slot.conn_ref.slot = slot
         except TypeError:
             pass  # cannot be referenced weakly: see lend_bare
+        self.totals.connect.fold([seconds])
+        self.opening.pop(slot, None)
+        slot.until = inf
         self.failures = self.abandoned = 0
         self.last_error = None
         self.retry_at = 0.0
         self.ever_opened = True
+        # No call stands between these two, and so no interrupt.  One that strikes from here on finds the
+        # dial done: the entry is delivered, or it is lost and found like any other.
+        slot.opened = True
         self.totals.opened += 1
-        self.totals.connect.fold([seconds])
         if entry.doomed:
             self._retire(entry, entry.doomed)
         else:
@@ -425,6 +436,8 @@ class Core(Generic[C]):
             if slot.conn is not None:
                 self.debris.append(slot)
             return
+        if slot.opened:
+            return  # struck after it had succeeded
         self.totals.dial_failures += 1
         self.failures += 1
         self.last_error = error
@@ -481,6 +494,8 @@ class Core(Generic[C]):
         if not self.debris:
             return None
         slot = self.debris[0]
+        if slot in self.slots:  # not given up before, and not here twice
+            self._bury(slot)
         slot.until = now + upkeep.CLOSE_GRACE  # from here on it is freed even if nobody reports back
         self.debris.popleft()
         return slot
@@ -490,13 +505,19 @@ class Core(Generic[C]):
         """Free the place of a connection that has been closed."""
         self._free(slot)
 
-    def _free(self, slot: Slot) -> None:
-        """Take a slot out of the registry; harmless when repeated.  Lock held."""
+    def _free(self, slot: Slot, reason: Reason | None = None) -> None:
+        """Take a slot out of the registry; harmless when repeated.  Lock held.
+
+        *reason* counts a connection that is discarded without being closed by us.
+        """
         # The registry first: what an interrupt leaves in the other sets is overdue one day.
-        self.slots.pop(slot, None)
+        if slot in self.slots:
+            del self.slots[slot]
+            if reason is not None:
+                self.totals.discards[reason] += 1
+        slot.entry_ref = slot.conn_ref = slot.conn = None
         self.opening.pop(slot, None)
         self.closing.pop(slot, None)
-        slot.entry_ref = slot.conn_ref = slot.conn = None
         holds, slot.holds = slot.holds, []
         self.totals.use.fold(holds)
         self._notify()
@@ -507,8 +528,7 @@ class Core(Generic[C]):
             item = self.lost[0]
             if isinstance(item, Entry):  # given back by the collector, from inside the lock
                 self._retire(item, Reason.LOST)
-            elif item.slot in self.slots and item.slot not in self.closing:
-                slot = item.slot
+            elif (slot := item.watched()) in self.slots and slot not in self.closing:
                 if not slot.opened:
                     self.totals.dial_failures += 1
                     self._discard_dial(slot)
@@ -516,8 +536,7 @@ class Core(Generic[C]):
                     self._close_slot(slot, Reason.LOST)
                 else:  # a bare connection that is garbage: its driver has closed it
                     self.bare.pop(slot.bare, None)
-                    self.totals.discards[Reason.LOST] += 1
-                    self._free(slot)
+                    self._free(slot, Reason.LOST)
             if self.lost and self.lost[0] is item:  # a finalizer may have come in between
                 self.lost.popleft()
 
@@ -600,10 +619,9 @@ class Core(Generic[C]):
     @locked
     def shut(self) -> None:
         """Close the pool: nobody is served any more, and whatever comes back is closed."""
-        if self.closed:
-            return
         self.closed = True
-        self.waiters.appendleft(self._gate)  # publish: from here on every caller takes the flows
+        if not self.waiters or self.waiters[0] is not self._gate:  # or an interrupt struck the last time
+            self.waiters.appendleft(self._gate)  # publish: from here on every caller takes the flows
         self._doom(self._entries(), Reason.CLOSED)
         self._sweep()
         for slot in list(self.opening):

@@ -253,11 +253,10 @@ class Flows(Generic[C]):
         try:
             verdict = adapter.verdict(entry.conn, entry.baseline)
             if ending == "commit" and error is None and verdict in _OPEN:
-                try:
-                    yield from self._commit(entry.conn, adapter, verdict)
+                failure = yield from self._commit(entry.conn, adapter, verdict)
+                if failure is None:
                     verdict = self._settled(entry, adapter)
-                except Exception as exc:
-                    failure = exc  # the borrower's; the connection is still ours
+                else:  # the borrower's; the connection is still ours
                     verdict = adapter.verdict(entry.conn, entry.baseline)
             reason = yield from self._reset(entry, adapter, verdict)
         except BaseException:
@@ -285,18 +284,23 @@ class Flows(Generic[C]):
         """Open a transaction for a borrower."""
         yield Call(Step.BEGIN, self._adapter().begin, conn)
 
-    def _commit(self, conn: C, adapter: Adapter[C], verdict: Verdict) -> Flow[None]:
-        """Commit what the borrower left open; refuse what cannot be committed any more.
+    def _commit(self, conn: C, adapter: Adapter[C], verdict: Verdict) -> Flow[Exception | None]:
+        """Commit what the borrower left open, or refuse what cannot be committed; return the error.
 
-        It gets no entry: its errors go to the borrower, and their tracebacks would own the entry.
+        It gets no entry, and its error is not raised through a frame that has one: the error goes to the
+        borrower, and its traceback would own the entry.
         """
         if verdict == Verdict.FAILED:
-            raise self._error(
+            return self._error(
                 PoolMisuse,
                 "the transaction has failed and was rolled back, but its block ended without an exception: "
                 "a statement's error was caught inside it",
             )
-        yield Call(Step.COMMIT, adapter.commit, conn)
+        try:
+            yield Call(Step.COMMIT, adapter.commit, conn)
+        except Exception as exc:
+            return exc
+        return None
 
     def _reset(self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict) -> Flow[Reason | None]:
         """Make an entry fit for the next borrower; return why that failed, or ``None``."""

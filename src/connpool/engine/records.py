@@ -42,6 +42,10 @@ class Ref(weakref.ref["object"]):
     __slots__ = ("slot",)
     slot: Slot
 
+    def watched(self) -> Slot | None:
+        """Return the slot; ``None`` if an interrupt struck before it was noted: nobody has it then."""
+        return getattr(self, "slot", None)
+
 
 class Slot:
     """What the registry keeps of an entry: enough to free its place when its owner is gone."""
@@ -53,6 +57,7 @@ class Slot:
         "entry_ref",
         "holds",
         "opened",
+        "reason",
         "until",
         "uses",
         "validating",
@@ -67,6 +72,7 @@ class Slot:
         self.uses = 0  # uses folded so far
         self.until = inf  # opening and closing end here at the latest
         self.opened = False
+        self.reason = Reason.BROKEN  # why it is closing, if it is
         self.validating = False
 
 

@@ -22,6 +22,8 @@ _FIRST, _SECOND = (7, 6) if sys.byteorder == "little" else (0, 1)
 class Reason(StrEnum):
     """Why a connection was discarded."""
 
+    __hash__ = str.__hash__  # in C: an interrupt cannot strike inside it, so a count and its cause agree
+
     LIFETIME = "lifetime"
     IDLE = "idle"
     USES = "uses"
