@@ -74,7 +74,7 @@ MISTAKES: dict[str, list[Edit]] = {
     "wake nobody": [
         Edit(Core, "_match", "head.wake()", "pass"),
     ],
-    "hand over by the newest": [
+    "hand over to the newest": [
         Edit(
             Core,
             "_match",
@@ -106,9 +106,9 @@ MISTAKES: dict[str, list[Edit]] = {
         Edit(
             Core,
             "evict",
-            "self._doom(list(self.slots), Reason.EVICTED)\n        self._sweep()",
+            "self._doom(self._entries(), Reason.EVICTED)\n        self._sweep()",
             "while self.idle: self._retire(self.idle.pop(), Reason.EVICTED)\n"
-            "        self._doom(list(self.slots), Reason.EVICTED)",
+            "        self._doom(self._entries(), Reason.EVICTED)",
         ),
     ],
     "gate at the tail": [
