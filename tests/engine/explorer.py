@@ -493,7 +493,7 @@ class World:
     def _check_faults(self) -> None:
         for actor in self.crew.actors:
             if actor.error is not None:
-                raise actor.error
+                raise Violation(f"an actor failed: {actor.error!r}") from actor.error
             if actor.state in ("blocked", "paused"):
                 raise Violation("the lock was never released")
         if self.lock.owner is not None:
@@ -612,6 +612,7 @@ class Explorer:
             world.check_at_rest()
             world.pool.close(0)
         except AssertionError as exc:
+            world.core.closed = True  # let nobody try to close what is broken
             exc.add_note(f"schedule: {plan}, prompt={prompt}; the actors: {self._scenario.__doc__}")
             raise
         if not self.schedules % 5000:

@@ -207,7 +207,7 @@ def test_another_thread_may_come_between_any_two_bytecodes(
 def test_newcomer_never_overtakes_somebody_who_waits() -> None:
     with Explorer(release_and_newcomer, **ONE) as explorer:
         explorer.once(0, 2, before=[1])
-    assert explorer.schedules >= 1
+    assert explorer.schedules >= 120
 
 
 @pytest.mark.parametrize(

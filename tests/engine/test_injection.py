@@ -274,6 +274,7 @@ def strike_everywhere(deed: Deed, clock: Clock, *, every: bool, **options: Any) 
                 gc.collect()
                 bench.check(figures=False)
         except BaseException as exc:
+            bench.core.closed = True  # let nobody try to close what is broken
             exc.add_note(f"struck at {bench.spot}")
             raise
         bench.pool.close(0)
@@ -540,7 +541,7 @@ def test_interrupted_releaser_leaves_nobody_parked_beside_an_idle_connection(clo
         del waiter
         bench.check(figures=False)
         strikes += 1
-    assert strikes > 1
+    assert strikes > 180
 
 
 # -- real threads ------------------------------------------------------------------------------------------
