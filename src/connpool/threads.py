@@ -256,8 +256,8 @@ class ThreadRunner:
             del value  # an exception, perhaps: with its traceback and this frame it would be a cycle
 
     def is_over(self) -> bool:
-        """Tell whether the pool is closed and has nothing left to close."""
-        return self._core.closed and not self._core.slots
+        """Tell whether the pool is closed and has nothing left to close; what is lent comes by itself."""
+        return self._core.closed and not self._core.closing
 
     def _watch(self, at: float | None) -> None:
         # "Never" is final only for a closed pool: to another, somebody may just have given a duty.
