@@ -89,11 +89,15 @@ class Lease(Generic[C]):
 
     if not TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> object:
+        @property
+        def execute(self) -> object:
             raise AttributeError(
-                f"a lease has no {name!r}: write `with pool.connection() as conn:` and use conn, "
+                "a lease is no connection: write `with pool.connection() as conn:` and use conn, "
                 "or take a connection with acquire()"
             )
+
+        # Not by __getattr__, which would take the interpreter's shortcut to the slots away from the warm path.
+        cursor = commit = rollback = close = execute
 
 
 def _enter_by_flow(lease: Lease[C]) -> C:

@@ -402,7 +402,7 @@ def test_a_callable_must_return_a_new_connection_each_time(server):
 
 def test_using_a_lease_as_a_connection_is_explained(server):
     with ConnectionPool(FakeAdapter(server)) as pool:
-        with pytest.raises(AttributeError, match=r"a lease has no 'execute': write `with pool\.connection"):
+        with pytest.raises(AttributeError, match=r"a lease is no connection: write `with pool\.connection"):
             pool.connection().execute("select 1")
 
 
