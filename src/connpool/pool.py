@@ -96,7 +96,7 @@ class Lease(Generic[C]):
                 "or take a connection with acquire()"
             )
 
-        # Not by __getattr__, which would take the interpreter's shortcut to the slots away from the warm path.
+        # Not by __getattr__: it would take the shortcut to the slots away from the warm path.
         cursor = commit = rollback = close = execute
 
 
