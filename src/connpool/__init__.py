@@ -7,6 +7,7 @@ with pool.connection() as conn:
     conn.execute("select 1")
 """
 
+from . import reset
 from ._version import __version__
 from .adapter import Adapter, Fault, Verdict, register
 from .deadlines import deadline
@@ -35,4 +36,5 @@ __all__ = (
     "create_pool",
     "deadline",
     "register",
+    "reset",
 )

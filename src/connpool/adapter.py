@@ -12,11 +12,12 @@ exception that it raises; `register` makes a further driver known.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum, IntEnum
 from typing import Any, Protocol, TypeVar
 
 from .errors import PoolError, PoolMisuse
+from .reset import Part
 
 C = TypeVar("C")
 """The driver's own connection type."""
@@ -29,13 +30,23 @@ class Verdict(IntEnum):
     """
 
     CLEAN = 0
-    """At rest, no transaction open: it may be lent as it is."""
-    DIRTY = 1
+    """At rest, no transaction open, the driver's settings as in the baseline: it may be lent as it is."""
+    ALTERED = 1
+    """At rest, no transaction open; but settings that `Adapter.restore` puts back are not as they were."""
+    DIRTY = 2
     """At rest; a transaction is open, or might be."""
-    FAILED = 2
+    FAILED = 3
     """At rest; the open transaction has failed and can only be rolled back."""
-    BROKEN = 3
-    """Closed, in the middle of an exchange, or not provably at rest: it must be closed."""
+    BROKEN = 4
+    """In the middle of an exchange, or not provably at rest: it must be closed.
+
+    A transaction may be lost with it.
+    """
+    SPENT = 5
+    """It must be closed, or is, and no transaction is lost with it.
+
+    Its borrower closed it, or left it in the middle of an exchange outside of a transaction.
+    """
 
 
 class Fault(Enum):
@@ -83,15 +94,26 @@ class Adapter(Protocol[C]):
     Static classes: one built at run time cannot be pickled.
     """
 
+    parts: Collection[Part]
+    """The parts of a reset that `send_reset` knows how to do.  It is read after `adopt`, too."""
+
     def connect(self, limit: float | None) -> C:
         """Open a connection within *limit* seconds; ``None`` is no limit."""
 
     def adopt(self, conn: C) -> object:
         """Take a fresh connection into the pool; return its baseline.
 
-        The baseline is whatever `verdict` wants to compare with: the driver-level state at connect.
-        Runs in the thread that opened the connection, before any hook.  May raise `PoolMisuse` if
-        such a connection cannot be pooled.
+        The baseline is what `verdict` compares with and `restore` goes back to: the settings that the
+        driver keeps in the connection object.  Runs in the thread that opened the connection, before
+        any hook, and again after `on_connect`, whose settings are the baseline from then on.  No I/O.
+        May raise `PoolMisuse` if such a connection cannot be pooled.
+        """
+
+    def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:
+        """Note what a reset of these *parts* will have to bring back; return it.
+
+        Called once, after the first `adopt` and before any hook, and only if the policy has parts.
+        It may make round trips.
         """
 
     def verdict(self, conn: C, baseline: object) -> Verdict:
@@ -121,6 +143,26 @@ class Adapter(Protocol[C]):
 
         It may stay ``DIRTY`` if the adapter does not see transactions (`sees_transactions`).
         """
+
+    def restore(self, conn: C, baseline: object, limit: float | None) -> None:
+        """Put the driver's settings back to the baseline: ``ALTERED`` becomes ``CLEAN``.
+
+        No transaction is open: to switch autocommit on would commit it.
+        """
+
+    def send_reset(
+        self, conn: C, baseline: object, memory: object, parts: tuple[Part, ...], limit: float | None
+    ) -> object | None:
+        """Send what does the *parts*, and read nothing; return what `read_reset` needs to know.
+
+        The connection may be clean, altered, or in a transaction, failed or not; whatever it is, the
+        transaction is over and the settings are those of the baseline when all is done.  ``None`` if
+        all is done already, by an adapter that cannot send without reading.  One that can only do it
+        by opening a new connection closes this one.
+        """
+
+    def read_reset(self, conn: C, token: object, limit: float | None) -> None:
+        """Read the answers to `send_reset`; raise if one is an error or does not come in time."""
 
     def close(self, conn: C, limit: float | None) -> None:
         """Say goodbye and close within *limit* seconds."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from . import reset as resets
+
 
 class Default:
     """The type of `DEFAULT`: "as the pool was told at construction"."""
@@ -76,15 +78,47 @@ class PoolOptions:
     max_uses: int | None = None
     """Times a connection is lent before it is replaced; ``None`` for any number."""
 
+    reset: resets.Policy = "rollback"
+    """What is done to a connection between two borrowers; see `connpool.reset`.
+
+    "rollback" ends an open transaction and puts the driver's settings back; "full" restores the session
+    as well; "none" sends nothing, and closes what would need it.  Or a callable, or a list.
+    """
+
     reset_timeout: float | None = 5.0
-    """Seconds for each round trip that the pool makes on its own account: rollback, ping."""
+    """Seconds that a return may take, COMMIT not counted, and that a ping may take."""
 
     on_connect: Callable[[Any], object] | None = None
-    """Called with each new connection, in the thread that opened it and in an empty context.
+    """Called with each new connection, and again after each reset by parts of a policy.
 
-    A transaction that it leaves open is committed.  If it raises, the connection is closed and the dial
-    has failed.
+    In the thread that opened or returned it, in an empty context.  A transaction that it leaves open is
+    committed, as with every hook.  If it raises for a new connection, the dial has failed.
     """
+
+    on_acquire: Callable[[Any], object] | None = None
+    """Called with each connection before it is lent, in the borrower's thread and context.
+
+    Within the borrower's deadline.  If it raises, the connection is closed and the borrower gets the error.
+    """
+
+    on_release: Callable[[Any], object] | None = None
+    """Called with each connection that comes back fit for use, in the borrower's thread and context.
+
+    Its transaction has ended and the driver's settings are restored; the reset policy comes after it.  If
+    it raises, the connection is closed and the borrower gets the error, unless the block raised its own.
+    """
+
+    on_close: Callable[[Any], object] | None = None
+    """Called with each connection before the pool closes it, dead ones too, in an empty context.
+
+    Nobody waits for it, so what it raises is treated like a thread's: it goes to `threading.excepthook`.
+    """
+
+    max_dedicated: int = 4
+    """The most connections at any time that `ConnectionPool.dedicated` lends, beside `max_size`."""
+
+    debug: bool = False
+    """Lend guarded connections: use after release, or by two threads at once, raises `PoolMisuse`."""
 
     name: str | None = None
     """The pool's name in messages and metrics; ``None`` numbers it: ``pool-1``."""
@@ -94,6 +128,7 @@ class PoolOptions:
             rule = _RULES.get(option.name)
             if rule is not None:
                 rule(option.name, getattr(self, option.name))
+        resets.steps(self.reset)
         if self.min_idle > self.max_size:
             raise ValueError(f"min_idle={self.min_idle}: must not exceed max_size={self.max_size}")
         if (
@@ -143,6 +178,11 @@ def _hook(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r}: must be callable with a connection, or None")
 
 
+def _switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: must be True or False")
+
+
 def _text(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         raise TypeError(f"{name}={value!r}: must be a non-empty string, or None")
@@ -165,5 +205,10 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "max_uses": _whole(1, none="any number"),
     "reset_timeout": _seconds(none="no limit"),
     "on_connect": _hook,
+    "on_acquire": _hook,
+    "on_release": _hook,
+    "on_close": _hook,
+    "max_dedicated": _whole(0),
+    "debug": _switch,
     "name": _text,
 }

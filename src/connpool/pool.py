@@ -7,7 +7,9 @@ import random
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import fields, replace
 from itertools import count
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
 
@@ -16,9 +18,11 @@ from .deadlines import earliest
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
-from .engine.stats import PoolStats
+from .engine.stats import PoolStats, Reason
 from .errors import PoolMisuse
+from .guard import Loan, guard, loan_of, site, unwrap
 from .options import DEFAULT, Default, PoolOptions, check_timeout
+from .reset import Policy
 from .threads import ThreadRunner, ThreadWaiter, clock
 
 C = TypeVar("C")
@@ -148,6 +152,45 @@ class _Transaction(Lease[C]):
         return conn
 
 
+class _GuardedLease(Lease[C]):
+    """A lease that lends a guarded connection, and ends the loan with the block."""
+
+    __slots__ = ("_loan",)
+    _loan: Loan
+
+    def __enter__(self) -> C:
+        if self._entry is None:
+            self._loan = Loan(self._pool.name)
+        return guard(super().__enter__(), self._loan)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._entry is not None:
+            in_use = self._loan.end(site())
+            if in_use is not None or self._loan.unfinished() is not None:
+                self._entry.doomed = self._entry.doomed or Reason.BROKEN
+                self._entry.expires = -inf  # sends its release to the flows
+            if in_use is not None and exc is None:
+                # Nothing is committed: somebody may be in the middle of a statement.
+                misuse = self._pool._misuse(in_use)
+                super().__exit__(PoolMisuse, misuse, None)
+                raise misuse
+        super().__exit__(exc_type, exc, traceback)
+
+
+class _GuardedBareLease(_GuardedLease[C], _BareLease[C]):
+    """The lease behind `acquire`, guarded."""
+
+    __slots__ = ()
+
+
+class _GuardedTransaction(_GuardedLease[C], _Transaction[C]):
+    """A guarded lease whose block is one transaction."""
+
+    __slots__ = ()
+
+
 class ConnectionPool(Generic[C]):
     """A fair, bounded, self-healing pool of connections for threads.
 
@@ -174,14 +217,25 @@ class ConnectionPool(Generic[C]):
         ping_after: Seconds idle after which one round trip must succeed before lending.  0: every time.
             ``None``: never.
         max_uses: Times a connection is lent before it is replaced.  ``None``: any number.
-        reset_timeout: Seconds for each round trip the pool makes on its own account.  ``None``: no limit.
-        on_connect: Called with each new connection, in the thread that opened it, in an empty context.  A
-            transaction it leaves open is committed.
+        reset: What is done to a connection between two borrowers: ``"rollback"``, ``"full"``, ``"none"``, a
+            callable, or a list of callables and parts; see `connpool.reset`.
+        reset_timeout: Seconds that a return may take, COMMIT not counted, and a ping.  ``None``: no limit.
+        on_connect: Called with each new connection, in the thread that opened it, in an empty context; and
+            again after each reset by parts.  A transaction it leaves open is committed, as with any hook.
+        on_acquire: Called with each connection before it is lent, in the borrower's thread and context,
+            within his deadline.
+        on_release: Called with each connection that comes back, in the borrower's thread and context, when
+            its transaction has ended and before the reset policy.
+        on_close: Called with each connection before the pool closes it, in an empty context.
+        max_dedicated: The most connections at any time from `dedicated`, beside `max_size`.
+        debug: Lend guarded connections: use after release, or by two threads at once, raises `PoolMisuse`.
         name: The pool's name in messages and metrics.  ``None``: ``pool-1`` and so on.
 
     Raises:
         TypeError, ValueError: An option breaks its rule; the message names option, value and rule.
     """
+
+    _apart: ConnectionPool[C] | None = None  # made by `dedicated`; its connections are lent once
 
     def __init__(
         self,
@@ -199,8 +253,14 @@ class ConnectionPool(Generic[C]):
         probe_after: float | None = 0.5,
         ping_after: float | None = 30.0,
         max_uses: int | None = None,
+        reset: Policy = "rollback",
         reset_timeout: float | None = 5.0,
         on_connect: Callable[[C], object] | None = None,
+        on_acquire: Callable[[C], object] | None = None,
+        on_release: Callable[[C], object] | None = None,
+        on_close: Callable[[C], object] | None = None,
+        max_dedicated: int = 4,
+        debug: bool = False,
         name: str | None = None,
     ) -> None:
         self._options = options = PoolOptions(
@@ -215,8 +275,14 @@ class ConnectionPool(Generic[C]):
             probe_after=probe_after,
             ping_after=ping_after,
             max_uses=max_uses,
+            reset=reset,
             reset_timeout=reset_timeout,
             on_connect=on_connect,
+            on_acquire=on_acquire,
+            on_release=on_release,
+            on_close=on_close,
+            max_dedicated=max_dedicated,
+            debug=debug,
             name=name or f"pool-{next(_numbers)}",
         )
         assert options.name is not None
@@ -232,7 +298,10 @@ class ConnectionPool(Generic[C]):
             chance=random.random,
             waiter=ThreadWaiter,
         )
-        self._look_after = self._flows.look_after
+        # For ever, if each return is a flow's: the warm path then finds none that is within its lifetime.
+        self._look_after = self._flows.look_after if self._flows.warm else inf
+        self._debug = debug
+        self._source = source
         self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep)
         # Also at exit: drivers warn about connections that nobody closed.
         weakref.finalize(self, _drop, self._core, self._flows, self._runner, os.getpid())
@@ -260,7 +329,7 @@ class ConnectionPool(Generic[C]):
         if timeout is not DEFAULT:
             check_timeout("timeout", timeout)
         # -- warm path: a lease has no __init__, whose frame would cost a tenth of the whole cycle
-        lease: Lease[C] = Lease()
+        lease: Lease[C] = _GuardedLease() if self._debug else Lease()
         lease._pool = self
         lease._timeout = timeout
         lease._entry = None
@@ -273,7 +342,7 @@ class ConnectionPool(Generic[C]):
         Like `connection`, with an explicit BEGIN, so that the block is one transaction on an autocommit
         connection too.  Same arguments and errors.
         """
-        return self._lease(_Transaction(), timeout)
+        return self._lease(_GuardedTransaction() if self._debug else _Transaction(), timeout)
 
     def acquire(self, timeout: float | Default | None = DEFAULT) -> C:
         """Lend a connection until `release`: for frameworks; prefer `connection`.
@@ -284,7 +353,8 @@ class ConnectionPool(Generic[C]):
         lease = self._lease(_BareLease(), timeout)
         lease.__enter__()
         assert lease._entry is not None
-        return self._core.lend_bare(lease._entry)
+        conn = self._core.lend_bare(lease._entry)
+        return guard(conn, Loan(self.name)) if self._debug else conn
 
     def release(self, conn: C, /) -> None:
         """Take back what `acquire` lent.  Never commits: an open transaction is rolled back.
@@ -292,26 +362,59 @@ class ConnectionPool(Generic[C]):
         Raises:
             PoolMisuse: *conn* is not on loan: released twice, lent by `connection`, or another pool's.
         """
+        conn, loan = self._unguarded("release", conn)
         entry = self._core.take_bare(conn)
         if entry is None:
             raise PoolMisuse(f"release(): {self._core.whereabouts(conn)} (pool {self.name!r})")
-        lease = self._lease(_BareLease(), DEFAULT)
+        lease: Lease[C]
+        if loan is None:
+            lease = _BareLease()
+        else:
+            lease = _GuardedBareLease()
+            lease._loan = loan
+        self._lease(lease, DEFAULT)
         lease._entry = entry
+        del entry
         lease.__exit__(None, None, None)
 
     def detach(self, conn: C, /) -> C:
         """Take a lent connection out of the pool for good and return it; closing it is yours now.
 
         Its place in the pool is free at once.  A ``with`` block it was lent by neither commits nor
-        rolls back any more.
+        rolls back any more.  What is returned is not guarded, also with `debug`.
 
         Raises:
             PoolMisuse: *conn* is not on loan from this pool.
         """
+        conn, _ = self._unguarded("detach", conn)
         if not self._core.detach(conn):
             raise PoolMisuse(f"detach(): {self._core.whereabouts(conn)} (pool {self.name!r})")
         self._follow_up()
         return conn
+
+    def dedicated(self, timeout: float | Default | None = DEFAULT) -> Lease[C]:
+        """Lend a new connection that is nobody else's before or after, for one ``with`` block.
+
+        For what lives in a session for long: LISTEN, session locks, replication.  It is opened for the
+        block and closed at its end, takes no place of `max_size`, and there are `max_dedicated` at most.
+        The block ends as that of `connection`.  Arguments and errors as `connection`.
+        """
+        apart = self._apart
+        if apart is None:
+            if not self._options.max_dedicated:
+                raise PoolMisuse(f"dedicated(): max_dedicated=0 (pool {self.name!r})")
+            options = {field.name: getattr(self._options, field.name) for field in fields(self._options)} | {
+                "name": f"{self.name}.dedicated",
+                "max_size": self._options.max_dedicated,
+                "min_idle": 0,
+                "max_uses": 1,
+                "reset": "rollback",
+            }
+            # Two threads may make one each; both get the same.
+            apart = self.__dict__.setdefault("_apart", ConnectionPool(self._source, **options))
+            if self._core.closed:  # `close` looks for it once it has said so
+                apart.close(0)
+        return apart.connection(timeout)
 
     # -- the pool as a whole -------------------------------------------------------------------------
 
@@ -337,6 +440,8 @@ class ConnectionPool(Generic[C]):
         it either.
         """
         self._run(self._flows.evict())
+        if self._apart is not None:
+            self._apart.evict()
 
     def resize(self, *, max_size: int | None = None, min_idle: int | None = None) -> None:
         """Change the bounds of the running pool.
@@ -359,7 +464,8 @@ class ConnectionPool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return a consistent snapshot of all figures."""
-        return self._core.snapshot(self.name)
+        stats = self._core.snapshot(self.name)
+        return stats if self._apart is None else replace(stats, dedicated=self._apart.stats().size)
 
     def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: callers that wait fail at once, idle connections are closed, lent ones awaited.
@@ -370,7 +476,13 @@ class ConnectionPool(Generic[C]):
             timeout: Seconds to wait for lent connections.  0: do not wait.  ``None``: no limit.
         """
         check_timeout("timeout", timeout)
-        self._run(self._flows.close(None if timeout is None else clock() + timeout))
+        deadline = None if timeout is None else clock() + timeout
+        self._core.shut()
+        apart = self._apart
+        if apart is not None:
+            apart._core.shut()
+            apart._run(apart._flows.close(deadline))
+        self._run(self._flows.close(deadline))
 
     def __enter__(self) -> Self:
         return self
@@ -404,6 +516,20 @@ class ConnectionPool(Generic[C]):
             timeout = 0  # also if it is a surrounding deadline that has passed
         entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline))
         return entry.conn
+
+    def _unguarded(self, method: str, conn: C) -> tuple[C, Loan | None]:
+        """Return what stands behind a guarded connection, and its loan, which must not be over."""
+        loan = loan_of(conn)
+        if loan is None:
+            return conn, None
+        if loan.ended is not None:  # and the connection behind it may be on loan to somebody else
+            raise PoolMisuse(
+                f"{method}(): this connection was released at {loan.ended} already (pool {self.name!r})"
+            )
+        return unwrap(conn), loan
+
+    def _misuse(self, text: str) -> PoolMisuse:
+        return PoolMisuse(f"the connection was given back while it was in use: {text} (pool {self.name!r})")
 
     def _begin(self, lease: Lease[C]) -> None:
         assert lease._entry is not None

@@ -22,18 +22,19 @@ import heapq
 import random
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import count
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from .adapter import Fault, Verdict
 from .engine.core import Core
-from .engine.flows import Call, Flow, Flows, Park, Start, Step
+from .engine.flows import Call, Flow, Flows, Park, Report, Start, Step
 from .engine.records import Entry, Waiter
 from .engine.upkeep import LOOK_EVERY
 from .errors import PoolError
 from .options import PoolOptions
+from .reset import Part
 
 __all__ = (
     "Cancelled",
@@ -135,24 +136,35 @@ class FakeConnection:
         self.closed = False  # ours
         self.in_transaction = False
         self.failed = False  # the open transaction can only be rolled back
-        self.busy = False  # an exchange was cut short
+        self.busy = False  # an exchange was cut short, or its answer is outstanding
+        self.mode = "default"  # a setting that the driver keeps
+        self.session: dict[str, str] = {}  # settings that the server keeps
+        self._before = self.session  # what a rollback comes back to
         server.sessions.add(self)
 
     def execute(self, statement: str) -> None:
-        """Send a statement: ``begin``, ``commit``, ``rollback``, ``fail``, or anything else.
+        """Send a statement: ``begin``, ``commit``, ``rollback``, ``fail``, ``set x y``, or anything else.
 
         Anything else opens a transaction, as drivers do that are not in autocommit mode.
         """
         if self.closed or not self.alive:
             raise FakeOperationalError("server closed the connection unexpectedly")
+        if self.busy:
+            raise FakeOperationalError("another answer is outstanding")
         self.server.statements.append(statement)
         if statement == "fail":
             self.in_transaction = self.failed = True
             raise FakeError("the statement failed")
         if statement in ("commit", "rollback"):
             self.in_transaction = self.failed = False
+            if statement == "rollback":
+                self.session = self._before
+            self._before = self.session
         else:
             self.in_transaction = True
+            if statement.startswith("set "):
+                name, _, value = statement.removeprefix("set ").partition(" ")
+                self.session = {**self.session, name: value}
 
     def cursor(self) -> FakeConnection:
         """Return something with `execute`: this connection."""
@@ -191,6 +203,7 @@ class FakeAdapter:
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
+        self.parts: Collection[Part] = frozenset({Part.FULL, Part.UNLOCK})
 
     def connect(self, limit: float | None) -> FakeConnection:
         """Open a session."""
@@ -199,16 +212,25 @@ class FakeAdapter:
         return self.server.accept()
 
     def adopt(self, conn: FakeConnection) -> object:
-        """Return the baseline: none is needed."""
-        return None
+        """Return the baseline: the mode at connect."""
+        return conn.mode
+
+    def remember(self, conn: FakeConnection, parts: tuple[Part, ...], limit: float | None) -> object:
+        """Return what the session was told before it came here."""
+        self._round_trip(conn, Step.REMEMBER, limit)
+        return conn.session.copy()
 
     def verdict(self, conn: FakeConnection, baseline: object) -> Verdict:
         """Judge by what the client can know: a killed session looks clean until it is used."""
-        if conn.closed or conn.busy:
+        if conn.closed:
+            return Verdict.SPENT
+        if conn.busy:
             return Verdict.BROKEN
         if conn.failed:
             return Verdict.FAILED
-        return Verdict.DIRTY if conn.in_transaction else Verdict.CLEAN
+        if conn.in_transaction:
+            return Verdict.DIRTY
+        return Verdict.CLEAN if conn.mode == baseline else Verdict.ALTERED
 
     def alive(self, conn: FakeConnection) -> bool:
         """Tell whether the server has closed its end."""
@@ -232,6 +254,38 @@ class FakeAdapter:
         """Roll back."""
         self._round_trip(conn, Step.ROLLBACK, limit)
         conn.rollback()
+
+    def restore(self, conn: FakeConnection, baseline: object, limit: float | None) -> None:
+        """Put the mode back."""
+        assert not conn.in_transaction, "restored in a transaction: that would have committed it"
+        self._round_trip(conn, Step.RESTORE, limit)
+        assert isinstance(baseline, str)
+        conn.mode = baseline
+
+    def send_reset(
+        self,
+        conn: FakeConnection,
+        baseline: object,
+        memory: object,
+        parts: tuple[Part, ...],
+        limit: float | None,
+    ) -> object:
+        """Put everything on its way back to what it was; the answer is outstanding."""
+        assert isinstance(baseline, str)
+        assert isinstance(memory, dict)
+        conn.execute("rollback")
+        conn.execute("reset")
+        conn.in_transaction = False
+        conn.mode = baseline
+        conn.busy = True
+        return memory
+
+    def read_reset(self, conn: FakeConnection, token: object, limit: float | None) -> None:
+        """Read the answer."""
+        assert isinstance(token, dict)
+        self._round_trip(conn, Step.READ_RESET, limit)
+        conn.session = conn._before = token.copy()
+        conn.busy = False
 
     def close(self, conn: FakeConnection, limit: float | None) -> None:
         """Close politely."""
@@ -342,6 +396,8 @@ class Task(Generic[R]):
                 elif isinstance(operation, Park):
                     self._park(operation)
                     return
+                elif isinstance(operation, Report):
+                    simulation.reports.append(operation.error)
                 else:
                     simulation._watch(operation.at)
         except StopIteration as stop:
@@ -394,6 +450,7 @@ class Simulation:
         self.now = 0.0
         self.steps = 0
         self.lent: set[Entry[FakeConnection]] = set()
+        self.reports: list[Exception] = []
         self.tasks: dict[Task[Any], None] = {}
         self.core: Core[FakeConnection] = Core(PoolOptions(**options))
         self.flows = Flows(
@@ -436,6 +493,8 @@ class Simulation:
             if task.result is not None:
                 assert task.result not in self.lent, "an entry has two owners"
                 assert not task.result.conn.closed, "a closed connection was lent"
+                assert not task.result.conn.busy, "a connection was lent in the middle of an exchange"
+                assert not task.result.conn.in_transaction, "a connection was lent in a transaction"
                 self.lent.add(task.result)
 
         task.callbacks.append(lend)
@@ -513,10 +572,12 @@ class Simulation:
             self.at(self.now + LOOK_EVERY, self._look)
 
     def _watch(self, instant: float | None) -> None:
-        if instant != self._watched:
+        if instant is None:
+            if self.core.closed:  # else somebody may just have given a duty, as with the housekeeper
+                self._watched = None
+        elif self._watched is None or instant < self._watched:
             self._watched = instant
-            if instant is not None:
-                self.at(instant, lambda: self._upkeep(instant))
+            self.at(instant, lambda: self._upkeep(instant))
 
     def _upkeep(self, instant: float) -> None:
         if instant == self._watched:

@@ -20,7 +20,7 @@ from math import inf
 from typing import Any, Final, TypeVar
 
 from .engine.core import Core
-from .engine.flows import Call, Flow, Park, Start
+from .engine.flows import Call, Flow, Park, Report, Start, Watch
 from .engine.records import Waiter
 from .engine.upkeep import LOOK_EVERY
 
@@ -120,13 +120,14 @@ class Housekeeper:
 
     def watch(self, runner: ThreadRunner, at: float | None) -> None:
         """Have ``runner.upkeep()`` run at an instant, or sooner; ``None``: it needs none any more."""
-        if at is None and not self._alive():
+        if at is None and not self.is_alive():
             return
         self._inbox.put((weakref.ref(runner), at))  # publish ...
-        if not self._alive():  # ... then look; the thread does it the other way round, see _keep
+        if not self.is_alive():  # ... then look; the thread does it the other way round, see _keep
             self._begin()
 
-    def _alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Tell whether the thread is there to read its inbox."""
         thread = self._thread
         return thread is not None and thread.is_alive()
 
@@ -135,7 +136,7 @@ class Housekeeper:
         if not self._starting.acquire(blocking=False):
             return
         try:
-            if not self._alive():
+            if not self.is_alive():
                 thread = threading.Thread(target=self._keep, name="connpool-housekeeper", daemon=True)
                 self._thread = thread
                 thread.start()
@@ -244,8 +245,11 @@ class ThreadRunner:
                         value = operation.fn(*operation.args)
                     elif isinstance(operation, Start):
                         value = not self.inline and helpers.start(partial(self.run, operation.flow))
-                    else:
+                    elif isinstance(operation, Watch):
                         self._watch(operation.at)
+                        value = None
+                    else:
+                        self._report(operation)
                         value = None
                 except BaseException as exc:
                     resume, value = flow.throw, exc
@@ -260,9 +264,22 @@ class ThreadRunner:
         return self._core.closed and not self._core.closing
 
     def _watch(self, at: float | None) -> None:
-        # "Never" is final only for a closed pool: to another, somebody may just have given a duty.
-        if at is not None or self._core.closed:
+        if at is None:
+            # Final only for a closed pool: to another, somebody may just have given a duty.
+            if self._core.closed:
+                housekeeper.watch(self, None)
+        elif not (clock() <= self.due_at <= at and housekeeper.is_alive()):
+            # Else upkeep comes sooner, and asks then what is due next.  The duty was published before
+            # this look, and `due_at` is lifted before upkeep runs: one of the two sees the other.
             housekeeper.watch(self, at)
+
+    def _report(self, operation: Report) -> None:
+        """Treat an exception as one that ended a thread: usually it is one of ours that it came in."""
+        exc = operation.error
+        exc.add_note(f"raised by {operation.origin!r}; the pool has gone on")
+        threading.excepthook(
+            threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
+        )
 
 
 helpers = Helpers()

@@ -5,6 +5,11 @@ nothing is known is taken for DIRTY at every release, and a COMMIT or ROLLBACK t
 proof that it is at rest (`Adapter.sees_transactions`): one round trip for each release.  A driver in
 the table `_KNOWN` costs none, because its connections show their state.
 
+The same table says which settings a driver keeps in its connections: they are compared and put back.
+Of a driver that is not in it none is looked at, because to read an attribute may take a round trip
+(mysql-connector's ``autocommit`` does).  And it says what is known of resets: of PostgreSQL's with
+psycopg2 all, of any other driver's nothing.
+
 Limits hold for a driver whose connections have a ``fileno()``: a step that takes too long has its
 socket shut down under it, which makes any blocking driver return.  Without one they cannot hold.
 
@@ -20,32 +25,70 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableSequence
 from operator import attrgetter, methodcaller
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, NamedTuple
 
 from ..adapter import Adapter, Fault, Verdict
 from ..errors import PoolError, PoolMisuse
+from ..reset import Part
 from .sockets import ready, shut_down
 
 # An enum's member is looked up by a descriptor of its class: too dear for every release.
 _CLEAN: Final = Verdict.CLEAN
+_ALTERED: Final = Verdict.ALTERED
 _DIRTY: Final = Verdict.DIRTY
 _BROKEN: Final = Verdict.BROKEN
+_SPENT: Final = Verdict.SPENT
 
 
 # -- what a few drivers show --------------------------------------------------------------------------
 
 
-class Known(NamedTuple):
-    """What a driver shows of its state, without a round trip."""
+def _put_back(conn: Any, settings: Mapping[str, object]) -> None:
+    """Set attributes, and autocommit by its method where it is one."""
+    for name, value in settings.items():
+        if _setting(conn, name) != value:
+            if name == "autocommit" and callable(conn.autocommit):
+                conn.autocommit(value)
+            else:
+                setattr(conn, name, value)
 
-    state: Callable[[Any], object] | None = None
-    """Reads whether a transaction is open.  A C callable, so that it adds no Python frame of ours."""
+
+def _setting(conn: Any, name: str) -> object:
+    return _autocommits(conn) if name == "autocommit" else getattr(conn, name)
+
+
+class Known(NamedTuple):
+    """What a driver shows of its state, without a round trip, and what more it can do."""
+
+    state: tuple[str, ...] = ()
+    """Attributes that tell whether a transaction is open."""
 
     verdicts: Mapping[object, Verdict] = MappingProxyType({})
-    """What the values mean; a value that is not here means BROKEN."""
+    """What their values mean, the first being CLEAN; what is not here means BROKEN."""
+
+    closed: Callable[[Any], bool] | None = None
+    """Tells, of what is not open any more, whether its own close() did that, and not the network."""
+
+    settings: tuple[str, ...] = ()
+    """Attributes that the next borrower would inherit.  Those that a version lacks are left out."""
+
+    backlogs: tuple[str, ...] = ()
+    """Lists to which the driver appends what comes unasked.  A borrower may have put his own there."""
+
+    put_back: Callable[[Any, Mapping[str, object]], None] = _put_back
+    """Sets the settings, outside of a transaction."""
+
+    parts: Collection[Part] = frozenset()
+    """The parts of a reset that `reset` does."""
+
+    reset: Callable[[Any, tuple[Part, ...]], None] | None = None
+    """Does parts of a reset, outside of a transaction.  The settings are anything afterwards."""
+
+    type_maps: tuple[str, ...] = ()
+    """Dictionaries by which the connection converts values: they are for `Part.FULL` alone."""
 
     healthy: Callable[[Any], object] | None = None
     """Looks at the socket, for a driver that does not give it away."""
@@ -57,6 +100,74 @@ class Known(NamedTuple):
     """Whether commit() and rollback() reach the server on an autocommit connection, too."""
 
 
+# -- psycopg2
+
+_PSYCOPG2: Final[Mapping[object, Verdict]] = {
+    # libpq's status comes from the ReadyForQuery message that ends every answer of the server.  The
+    # driver's own says whether it has sent a BEGIN: 1 no, 2 yes.  If the borrower has said COMMIT by
+    # himself, it sends none to the next one either, whose statements would commit themselves.
+    (0, 1): Verdict.CLEAN,
+    (0, 2): Verdict.ALTERED,
+    (2, 1): Verdict.DIRTY,
+    (2, 2): Verdict.DIRTY,
+    (3, 1): Verdict.FAILED,
+    (3, 2): Verdict.FAILED,
+    # All else is BROKEN: in the middle of an exchange, unknown, prepared for a second phase
+}
+
+_CHARACTERISTICS: Final = ("isolation_level", "readonly", "deferrable")
+_SET_BY_METHODS: Final = ("autocommit", *_CHARACTERISTICS, "encoding")
+
+_POSTGRESQL: Final[Mapping[Part, str]] = {
+    Part.CLOSE_CURSORS: "CLOSE ALL",
+    Part.RESET_ROLE: "SET SESSION AUTHORIZATION DEFAULT",
+    # The driver relies on ISO dates, and sets them when it connects.
+    Part.RESET_SETTINGS: "RESET ALL; SET datestyle TO ISO; SET client_encoding TO '{encoding}'",
+    Part.DEALLOCATE: "DEALLOCATE ALL",
+    Part.UNLISTEN: "UNLISTEN *",
+    Part.UNLOCK: "SELECT pg_advisory_unlock_all()",
+    Part.DISCARD_PLANS: "DISCARD PLANS",
+    Part.DISCARD_TEMP: "DISCARD TEMP",
+    Part.DISCARD_SEQUENCES: "DISCARD SEQUENCES",
+}
+_EVERYTHING: Final = (Part.FULL, Part.DISCARD_ALL)
+
+
+def _put_back_psycopg2(conn: Any, settings: Mapping[str, object]) -> None:
+    """Set what set_session() sets in one call, for the order matters; then the rest.
+
+    On an autocommit connection the characteristics are settings of the session: it sends them.  What
+    they are there the driver does not know, so it is told again what was not the server's own choice.
+    """
+    conn.rollback()  # does nothing unless the driver believes that a transaction is open
+    characteristics = {
+        name: "default" if settings[name] is None else settings[name]
+        for name in _CHARACTERISTICS
+        if settings[name] is not None or getattr(conn, name) is not None
+    }
+    conn.set_session(autocommit=settings["autocommit"], **characteristics)
+    if conn.encoding != settings["encoding"]:
+        conn.set_client_encoding(settings["encoding"])
+    _put_back(conn, {name: value for name, value in settings.items() if name not in _SET_BY_METHODS})
+
+
+def _reset_psycopg2(conn: Any, parts: tuple[Part, ...]) -> None:
+    """Do parts of a reset in one message, and so in one round trip."""
+    if any(part in _EVERYTHING for part in parts):
+        # DISCARD ALL, which runs in no transaction: this sends no BEGIN before it.  Then the driver
+        # reads again what it had noted of the session: the encoding, the style of dates.
+        conn.reset()
+        return
+    if not conn.autocommit:
+        # In this order nothing is sent: the characteristics would be, once autocommit is on.
+        conn.set_session(**{name: "default" for name in _CHARACTERISTICS if getattr(conn, name) is not None})
+        conn.autocommit = True
+    message = "; ".join(_POSTGRESQL[part] for part in dict.fromkeys(parts))
+    _execute(conn, message.format(encoding=conn.encoding))
+
+
+# -- the others
+
 _LIBPQ: Final[Mapping[object, Verdict]] = {
     0: Verdict.CLEAN,
     2: Verdict.DIRTY,
@@ -65,44 +176,114 @@ _LIBPQ: Final[Mapping[object, Verdict]] = {
 }
 
 _KNOWN: Final[Mapping[str, Known]] = {
-    # libpq keeps this from the ReadyForQuery message that ends every answer of the server.
-    "psycopg2": Known(methodcaller("get_transaction_status"), _LIBPQ),
-    "psycopg": Known(attrgetter("pgconn.transaction_status"), _LIBPQ),
+    "psycopg2": Known(
+        ("info.transaction_status", "status"),
+        _PSYCOPG2,
+        closed=lambda conn: bool(conn.closed == 1),  # 2 if the driver has found it dead
+        settings=(*_SET_BY_METHODS, "cursor_factory"),
+        backlogs=("notices", "notifies"),
+        put_back=_put_back_psycopg2,
+        parts=frozenset((*_EVERYTHING, *_POSTGRESQL)),
+        reset=_reset_psycopg2,
+        type_maps=("string_types", "binary_types"),
+    ),
+    "psycopg": Known(
+        ("pgconn.transaction_status",),
+        _LIBPQ,
+        closed=lambda conn: conn.closed and not conn.broken,
+        settings=(
+            *("autocommit", "isolation_level", "read_only", "deferrable"),
+            *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold"),
+        ),
+    ),
     # A flag in the server's answers, also to statements that failed.  is_healthy() looks at the
-    # socket; ping() never reconnects; "SELECT 1" needs a FROM before Oracle 23.
+    # socket; ping() never reconnects; "SELECT 1" needs a FROM before Oracle 23.  The settings are
+    # fields of the driver's, or of its library's handle.
     "oracledb": Known(
-        attrgetter("transaction_in_progress"),
+        ("transaction_in_progress",),
         {False: Verdict.CLEAN, True: Verdict.DIRTY},
+        closed=lambda conn: conn._impl is None,
+        settings=(
+            *("autocommit", "call_timeout", "stmtcachesize", "inputtypehandler", "outputtypehandler"),
+            *("operation_callback", "round_trip_callback"),
+        ),
         healthy=methodcaller("is_healthy"),
         ping=methodcaller("ping"),
     ),
     # They send COMMIT and ROLLBACK whatever the mode.  The server's status flags are no use: under
-    # autocommit=0 a plain SELECT opens a transaction that they do not show.
-    "MySQLdb": Known(obeys=True),
-    "pymysql": Known(obeys=True),
+    # autocommit=0 a plain SELECT opens a transaction that they do not show.  That of autocommit is.
+    "MySQLdb": Known(
+        closed=lambda conn: not conn.open,  # a session that its server has ended stays "open"
+        settings=("autocommit", "cursorclass", "executemany_fallback"),
+        obeys=True,
+    ),
+    "pymysql": Known(
+        closed=lambda conn: bool(conn._closed),
+        settings=("autocommit", "cursorclass"),
+        obeys=True,
+    ),
 }
 _UNKNOWN: Final = Known()
 
 
-class _Reading(NamedTuple):
-    """How the verdict on one connection is read: decided once, when it is adopted."""
+class _Baseline(NamedTuple):
+    """How the verdict on one connection is read, and what it is compared with."""
 
     state: Callable[[Any], object] | None
+    """Reads the transaction's state.  A C callable, like the next: they add no Python frame of ours."""
     verdicts: Mapping[object, Verdict]
+    read: Callable[[Any], Any]
+    """Reads all at once: backlogs, settings and state."""
+    rest: object
+    """What it reads at rest."""
+    own: tuple[MutableSequence[object], ...]
+    """The backlogs."""
     ended: Callable[[Any], object] | None
     """Reads the attribute that tells open from closed, where `state` does not."""
     ended_is: bool
     """What it says when closed."""
+    backlogs: tuple[str, ...]
+    settings: Mapping[str, object]
 
 
-def _reading(conn: object, known: Known) -> _Reading:
+def _baseline(conn: object, known: Known) -> _Baseline:
+    """Note the settings, and empty the backlogs."""
+    backlogs: dict[str, MutableSequence[object]] = {}
+    settings: dict[str, object] = {}
+    for name in (*known.backlogs, *known.settings):
+        try:
+            value = _setting(conn, name)
+        except Exception:
+            continue  # the driver's version, or its mode, has none
+        if name in known.backlogs and isinstance(value, MutableSequence):
+            value.clear()
+            backlogs[name] = value
+        else:
+            settings[name] = value
+    clean = next(iter(known.verdicts), None)
+    rest = (*backlogs.values(), *settings.values(), *(clean if isinstance(clean, tuple) else (clean,)))
+    ended, ended_is = _ended(conn)
+    return _Baseline(
+        state=attrgetter(*known.state) if known.state else None,
+        verdicts=known.verdicts,
+        read=attrgetter(*backlogs, *settings, *known.state) if known.state else bool,
+        rest=rest if len(rest) > 1 else clean,
+        own=tuple(backlogs.values()),
+        ended=ended,
+        ended_is=ended_is,
+        backlogs=tuple(backlogs),
+        settings=MappingProxyType(settings),
+    )
+
+
+def _ended(conn: object) -> tuple[Callable[[Any], object] | None, bool]:
     # Many drivers have one of these two.  A fresh connection is open: an attribute that says so now
     # can be trusted when it says the opposite.  If it lies, a connection is closed needlessly.
     for name, closed in (("closed", True), ("open", False)):
         value = getattr(conn, name, None)
         if value is not None and not callable(value) and bool(value) is not closed:
-            return _Reading(known.state, known.verdicts, attrgetter(name), closed)
-    return _Reading(known.state, known.verdicts, None, True)
+            return attrgetter(name), closed
+    return None, True
 
 
 def _modules(conn: object) -> list[str]:
@@ -131,6 +312,7 @@ class DBAPIAdapter(Adapter[Any]):
     name = "DB-API"  # until the first connection tells
     bounded = False
     sees_transactions = False  # until then, too
+    parts: Collection[Part] = frozenset(Part) - {Part.ROLLBACK}  # until then, all that there are
     errors: Mapping[type[PoolError], type[PoolError]] = MappingProxyType({})
     ping_statement = "SELECT 1"
     """One round trip.  For a database that wants a FROM, override it in a subclass."""
@@ -160,7 +342,7 @@ class DBAPIAdapter(Adapter[Any]):
         return self._connect(*self._args, **self._kwargs)
 
     def adopt(self, conn: Any) -> object:
-        """Find out what the driver shows.
+        """Find out what the driver shows, and note its settings.
 
         Raises:
             PoolMisuse: The driver says that its connections must not be used by several threads.
@@ -170,20 +352,50 @@ class DBAPIAdapter(Adapter[Any]):
         driver = next((name for name in modules if name in _KNOWN), None)
         self.name = driver or modules[0].partition(".")[0]
         self._known = _KNOWN[driver] if driver else _UNKNOWN
-        self.sees_transactions = self._known.state is not None
+        self.sees_transactions = bool(self._known.state)
+        self.parts = self._known.parts
         self._has_socket = _is_socket(_descriptor(conn))
-        return _reading(conn, self._known)
+        return _baseline(conn, self._known)
 
-    def verdict(self, conn: Any, baseline: object) -> Verdict:
+    def remember(self, conn: Any, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
+        """Copy the type maps for `Part.FULL`; the server remembers all else that a reset brings back."""
+        if Part.FULL not in parts:
+            return None
+        return {name: dict(getattr(conn, name)) for name in self._known.type_maps}
+
+    def verdict(self, conn: Any, baseline: Any) -> Verdict:
         """Read the state where the driver shows it; else say DIRTY of whatever is not closed."""
-        reading: _Reading = baseline  # type: ignore[assignment] # what adopt() returned
         try:
             if self._aborted and id(conn) in self._aborted:
                 return _BROKEN
-            state, verdicts, ended, ended_is = reading
-            if state is not None:
-                return verdicts.get(state(conn), _BROKEN)
-            return _BROKEN if ended is not None and bool(ended(conn)) is ended_is else _DIRTY
+            state, verdicts, read, rest, own, ended, ended_is, _, _ = baseline
+            if state is None:
+                if ended is None or bool(ended(conn)) is not ended_is:
+                    return _DIRTY
+            else:
+                now = read(conn)
+                if now == rest:
+                    for backlog, there in zip(own, now, strict=False):
+                        # A list of the borrower's that is empty, too, is equal: it would get what
+                        # comes for the next one.
+                        if backlog or backlog is not there:
+                            return _ALTERED
+                    return _CLEAN
+                verdict: Verdict = verdicts.get(state(conn), _BROKEN)
+                if verdict is not _BROKEN:
+                    return _ALTERED if verdict is _CLEAN else verdict
+        except Exception:  # some drivers raise if it is closed
+            pass
+        return self._finished(conn)
+
+    def _finished(self, conn: Any) -> Verdict:
+        """Judge what is not open, or not at rest.
+
+        If it died, a transaction may have died with it: even on an autocommit connection somebody may
+        have said BEGIN.  A transaction that its own borrower closed on is none that he misses.
+        """
+        try:
+            return _SPENT if self._known.closed is not None and self._known.closed(conn) else _BROKEN
         except Exception:
             return _BROKEN
 
@@ -235,8 +447,8 @@ class DBAPIAdapter(Adapter[Any]):
         borrower's.
         """
         known = self._known
-        if known.state is not None:
-            if known.verdicts.get(known.state(conn)) in (Verdict.DIRTY, Verdict.FAILED):
+        if known.state:
+            if known.verdicts.get(attrgetter(*known.state)(conn)) in (Verdict.DIRTY, Verdict.FAILED):
                 _execute(conn, statement)
             return
         if known.obeys or not _autocommits(conn):
@@ -248,6 +460,42 @@ class DBAPIAdapter(Adapter[Any]):
             # as good a proof of rest.
             if required or self.fault(refusal, dialling=False) is not Fault.ORDINARY:
                 raise
+
+    def restore(self, conn: Any, baseline: Any, limit: float | None) -> None:
+        """Put back the settings that are known; empty the backlogs."""
+        settings, state = baseline.settings, baseline.state
+        _reclaim(conn, baseline)
+        altered = any(_setting(conn, name) != value for name, value in settings.items())
+        if altered or (state is not None and baseline.verdicts.get(state(conn)) is _ALTERED):
+            with self._within(conn, limit):
+                self._known.put_back(conn, settings)
+        _empty(baseline)
+
+    def send_reset(
+        self, conn: Any, baseline: Any, memory: object, parts: tuple[Part, ...], limit: float | None
+    ) -> object | None:
+        """Do all of it at once: PEP 249 knows no way to send without reading."""
+        known = self._known
+        assert known.reset is not None, "no parts are known without it"
+        self._begun.discard(id(conn))
+        with self._within(conn, limit):
+            _reclaim(conn, baseline)
+            conn.rollback()
+            self._end(conn, "ROLLBACK", required=False)
+            known.put_back(conn, baseline.settings)  # first: the cursor factory is the borrower's
+            known.reset(conn, parts)
+            known.put_back(conn, baseline.settings)
+        if Part.FULL in parts:
+            type_maps: Mapping[str, Mapping[object, object]] = memory  # type: ignore[assignment] # remember()'s
+            for name, type_map in type_maps.items():
+                there = getattr(conn, name)
+                there.clear()
+                there.update(type_map)
+        _empty(baseline)
+        return None
+
+    def read_reset(self, conn: Any, token: object, limit: float | None) -> None:
+        """Do nothing: `send_reset` has read the answers."""
 
     def close(self, conn: Any, limit: float | None) -> None:
         """Close; a connection that is closed already is fine."""
@@ -345,6 +593,18 @@ def _refuse_single_thread(modules: list[str]) -> None:
             return
 
 
+def _reclaim(conn: Any, baseline: _Baseline) -> None:
+    """Put back the backlogs, so that a borrower gets nothing that comes from here on."""
+    for name, own in zip(baseline.backlogs, baseline.own, strict=True):
+        if getattr(conn, name) is not own:
+            setattr(conn, name, own)
+
+
+def _empty(baseline: _Baseline) -> None:
+    for own in baseline.own:
+        own.clear()
+
+
 def _autocommits(conn: Any) -> bool:
     mode = getattr(conn, "autocommit", False)
     if callable(mode):  # the MySQL drivers: a method that sets it, and another that tells
@@ -373,7 +633,8 @@ _BY_CODE: Final[Mapping[object, Fault]] = {
     "53300": Fault.FULL,
     "57P03": Fault.STARTING,
     "28": Fault.AUTH,
-    # MySQL and MariaDB
+    # MySQL and MariaDB; some libraries say 2002 for every connection that is refused
+    2002: Fault.DEAD,
     2003: Fault.DEAD,
     2006: Fault.DEAD,
     2013: Fault.DEAD,

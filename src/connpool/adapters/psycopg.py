@@ -8,6 +8,23 @@ connection is closed or bad.  It does not show a pipeline whose answers are all 
 psycopg itself keeps: an open ``transaction()`` block, a two-phase transaction, a thread that is
 inside a call.  The verdict asks for those as well.
 
+*Lost or not.*  While libpq says ACTIVE or UNKNOWN it does not say whether a transaction is open, or
+was.  Autocommit is no proof that none was: it can be begun by hand.  So only a connection that its
+borrower has closed is SPENT.  What is closed here is closed with ``PQfinish``, past psycopg's
+``close()``, and is ``broken`` to psycopg, which tells the two apart.
+
+*Settings* are attributes of the connection object; changing them sends nothing, and psycopg forbids
+it in a transaction.  All have public setters but the handlers of notices and notifications, and the
+adapters.  A notification that came while nobody listened is kept, by libpq until psycopg reads the
+next answer, and then in psycopg's backlog, where the next ``notifies()`` finds it, whoever calls it.
+
+*Prepared statements.*  psycopg remembers what it has prepared, and does not look when the server
+forgets it, except in statements of its own.  Whoever deallocates past psycopg must clear its memory.
+A name is never used twice, so the memory may be cleared too early, but not too late.
+
+*DISCARD ALL* is refused in a transaction block, and several statements in one message are one.  So a
+reset that begins with a ROLLBACK sends its parts.
+
 *Limits.*  No call of psycopg's has one, and ``connect_timeout`` is a whole number, at least 2 s, for
 each address.  So dialling, ROLLBACK and the ping are made of the public `psycopg.pq` calls, which
 never block once psycopg has made the connection non-blocking, under one deadline of ours.  Not
@@ -26,12 +43,15 @@ Not known here: sizes, queues, when a connection is looked at, what becomes of i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import (
     conninfo_attempts,
     conninfo_to_dict,
@@ -49,6 +69,7 @@ from connpool.errors import (
     PoolTimeout,
     PoolUnavailable,
 )
+from connpool.reset import Part
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext, ConnParam
@@ -93,9 +114,23 @@ class PsycopgPoolClosed(PoolClosed, psycopg.OperationalError):
 
 # -- tables ------------------------------------------------------------------------------------------
 
-_BROKEN = Verdict.BROKEN
+_CLEAN, _ALTERED, _BROKEN, _SPENT = Verdict.CLEAN, Verdict.ALTERED, Verdict.BROKEN, Verdict.SPENT
 # By libpq's PGTransactionStatusType: IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN.
-_VERDICTS = (Verdict.CLEAN, Verdict.BROKEN, Verdict.DIRTY, Verdict.FAILED, Verdict.BROKEN)
+_VERDICTS = (_CLEAN, _BROKEN, Verdict.DIRTY, Verdict.FAILED, _BROKEN)
+
+_STATEMENTS = {  # in the order in which DISCARD ALL does them
+    Part.CLOSE_CURSORS: "CLOSE ALL",
+    Part.RESET_ROLE: "SET SESSION AUTHORIZATION DEFAULT",
+    Part.RESET_SETTINGS: "RESET ALL",
+    Part.DEALLOCATE: "DEALLOCATE ALL",
+    Part.UNLISTEN: "UNLISTEN *",
+    # Qualified: the borrower's search_path may begin with a function of this name.
+    Part.UNLOCK: "SELECT pg_catalog.pg_advisory_unlock_all()",
+    Part.DISCARD_PLANS: "DISCARD PLANS",
+    Part.DISCARD_TEMP: "DISCARD TEMP",
+    Part.DISCARD_SEQUENCES: "DISCARD SEQUENCES",
+}
+_EVERYTHING = (Part.FULL, Part.DISCARD_ALL)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _FAULTS = {
@@ -146,6 +181,110 @@ _REFUSALS = (
 _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")
 
 
+# -- settings ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What psycopg keeps in a connection, by the names of the public attributes."""
+
+    autocommit: object
+    isolation_level: object
+    read_only: object
+    deferrable: object
+    row_factory: object
+    cursor_factory: object
+    server_cursor_factory: object
+    prepare_threshold: object
+    prepared_max: object
+    notice_handlers: list[Any]
+    notify_handlers: list[Any]
+
+
+class _Unknown:
+    """Stands in for what a later psycopg keeps under another name: it is always the same."""
+
+
+_UNKNOWN: Any = _Unknown()
+
+# What the warm path reads.  What a later psycopg does not have is not compared, nor put back; the rest
+# is, and it costs nothing where it matters.
+_PRIVATE: Mapping[str, Any] = {
+    "_num_transactions": 0,
+    "_tpc": None,
+    "_autocommit": _UNKNOWN,
+    "_isolation_level": _UNKNOWN,
+    "_read_only": _UNKNOWN,
+    "_deferrable": _UNKNOWN,
+    "_prepared": _UNKNOWN,
+    "_notice_handlers": [],
+    "_notify_handlers": [],
+    "_notifies_backlog": None,
+}
+_PREPARING: Mapping[str, Any] = {"prepare_threshold": _UNKNOWN, "prepared_max": _UNKNOWN}
+
+_SETTABLE = (
+    "autocommit",
+    "isolation_level",
+    "read_only",
+    "deferrable",
+    "row_factory",
+    "cursor_factory",
+    "server_cursor_factory",
+    "prepare_threshold",
+    "prepared_max",
+)
+
+
+def _complete(whole: object, names: Mapping[str, Any]) -> None:
+    for name, stand_in in names.items():
+        if not hasattr(whole, name):
+            setattr(whole, name, stand_in)
+
+
+def _put_back(conn: psycopg.Connection[Any], settings: Any) -> None:
+    """Put all settings back.  The setters take the lock, so it must be free."""
+    _put_back_handlers(conn, settings)
+    for name in _SETTABLE:
+        value = getattr(settings, name)
+        if value is not _UNKNOWN and getattr(conn, name) is not value:
+            setattr(conn, name, value)
+    if conn._notifies_backlog:
+        conn._notifies_backlog.clear()
+
+
+def _put_back_handlers(conn: psycopg.Connection[Any], settings: Any) -> None:
+    conn._notice_handlers = [*settings.notice_handlers]
+    conn._notify_handlers = [*settings.notify_handlers]
+
+
+def _forget_prepared(conn: psycopg.Connection[Any]) -> bool:
+    """Clear psycopg's memory of what it prepared; tell whether the server has any of it.
+
+    psycopg would deallocate that after the next statement.  If that one is prepared at once, it would be
+    deallocated with the rest, and its second execution would fail.
+    """
+    prepared = conn._prepared
+    prepared.clear()
+    any_left = bool(prepared._to_flush)
+    prepared._to_flush.clear()
+    return any_left
+
+
+def _reset_message(conn: psycopg.Connection[Any], parts: tuple[Part, ...], *, in_transaction: bool) -> str:
+    """Return the one message that does the parts; psycopg's memory is cleared of what it deallocates."""
+    if not in_transaction and all(part in _EVERYTHING for part in parts):
+        _forget_prepared(conn)
+        return "DISCARD ALL"
+    single = dict.fromkeys(
+        each for part in parts for each in (_STATEMENTS if part in _EVERYTHING else (part,))
+    )
+    if (in_transaction or Part.DEALLOCATE in single) and _forget_prepared(conn):
+        single[Part.DEALLOCATE] = None  # as in `rollback`
+    statements = [_STATEMENTS[part] for part in single]
+    return "; ".join(["ROLLBACK", *statements] if in_transaction else statements)
+
+
 # -- the adapter -------------------------------------------------------------------------------------
 
 
@@ -167,6 +306,7 @@ class PsycopgAdapter(Generic[C]):
     name: str = "psycopg"
     bounded: bool = True
     sees_transactions: bool = True
+    parts: Collection[Part] = frozenset((*_EVERYTHING, *_STATEMENTS))
     errors: Mapping[type[PoolError], type[PoolError]] = {
         PoolTimeout: PsycopgPoolTimeout,
         PoolOverloaded: PsycopgPoolOverloaded,
@@ -305,30 +445,49 @@ class PsycopgAdapter(Generic[C]):
                 conn.cursor_factory = self._cursor_factory
             if self._context is not None:
                 # The one thing that has no public setter.
-                conn._adapters = psycopg.adapt.AdaptersMap(self._context.adapters)
+                conn._adapters = AdaptersMap(self._context.adapters)
         except BaseException:
             pgconn.finish()
             raise
         return conn
 
     def adopt(self, conn: C) -> object:
-        """Check that `verdict` will find what it looks for; there is nothing to compare with."""
+        """Return the settings as they are now, and see to it that `verdict` will find all names."""
         if not isinstance(conn, psycopg.Connection):
             raise PoolMisuse(
                 f"the connect callable returned a {type(conn).__module__}.{type(conn).__qualname__},"
                 " not a psycopg.Connection"
             )
-        # A later psycopg may not have these any more.  The public state alone decides then, at no
-        # cost where it matters.
-        for private, none in (("_num_transactions", 0), ("_tpc", None)):
-            if not hasattr(conn, private):
-                setattr(conn, private, none)
-        return None
+        _complete(conn, _PRIVATE)
+        _complete(conn._prepared, _PREPARING)
+        if conn._notifies_backlog:
+            conn._notifies_backlog.clear()  # it came before anybody could ask for it
+        return _Settings(
+            conn._autocommit,
+            conn._isolation_level,
+            conn._read_only,
+            conn._deferrable,
+            conn.row_factory,
+            conn.cursor_factory,
+            conn.server_cursor_factory,
+            conn._prepared.prepare_threshold,
+            conn._prepared.prepared_max,
+            [*conn._notice_handlers],
+            [*conn._notify_handlers],
+        )
+
+    def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
+        """Copy the adapters for `Part.FULL`; the server remembers all else that a reset brings back.
+
+        ``None`` if there are none yet: psycopg copies its global ones when the first cursor is made.
+        """
+        adapters = conn._adapters if Part.FULL in parts else None
+        return None if adapters is None else AdaptersMap(adapters)
 
     # -- judging -------------------------------------------------------------------------------------
 
     # -- warm path
-    def verdict(self, conn: C, baseline: object) -> Verdict:  # noqa: ARG002 -- nothing to compare
+    def verdict(self, conn: C, baseline: Any) -> Verdict:
         """Judge by libpq's own state, which no interrupt can falsify, and psycopg's above it."""
         try:
             pgconn = conn.pgconn
@@ -336,9 +495,30 @@ class PsycopgAdapter(Generic[C]):
             # good.  Without `_num_transactions` an abandoned transaction() block would refuse the
             # next borrower's commit(); without `_tpc` a prepared transaction would.  A held lock is
             # a thread inside the connection, which may be about to send.
+            status = pgconn.transaction_status
             if conn._num_transactions or conn._tpc or pgconn.pipeline_status or conn.lock.locked():
-                return _BROKEN
-            return _VERDICTS[pgconn.transaction_status]
+                return _SPENT if conn.closed and not conn.broken else _BROKEN
+            if status:
+                return _SPENT if conn.closed and not conn.broken else _VERDICTS[status]
+            # Spelled out, because the interpreter specializes each of these look-ups: it takes half
+            # the time of an attrgetter for all of them and one comparison of tuples.
+            prepared = conn._prepared
+            if (
+                conn._autocommit is baseline.autocommit
+                and conn._isolation_level is baseline.isolation_level
+                and conn._read_only is baseline.read_only
+                and conn._deferrable is baseline.deferrable
+                and conn.row_factory is baseline.row_factory
+                and conn.cursor_factory is baseline.cursor_factory
+                and conn.server_cursor_factory is baseline.server_cursor_factory
+                and prepared.prepare_threshold is baseline.prepare_threshold
+                and prepared.prepared_max is baseline.prepared_max
+                and conn._notice_handlers == baseline.notice_handlers
+                and conn._notify_handlers == baseline.notify_handlers
+                and not conn._notifies_backlog
+            ):
+                return _CLEAN
+            return _ALTERED
         except Exception:  # costs nothing until it happens
             return _BROKEN
 
@@ -359,7 +539,7 @@ class PsycopgAdapter(Generic[C]):
 
     def ping(self, conn: C, limit: float | None) -> None:
         """Send an empty query, which changes nothing in any state of a transaction."""
-        _exchange(conn, b"", limit)
+        _exchange(conn, "", "ping", limit)
 
     def begin(self, conn: C) -> None:
         """Send the BEGIN that psycopg would, with the connection's characteristics.
@@ -374,7 +554,7 @@ class PsycopgAdapter(Generic[C]):
             words.append("READ ONLY" if conn.read_only else "READ WRITE")
         if conn.deferrable is not None:
             words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
-        _exchange(conn, " ".join(words).encode(), None)
+        _exchange(conn, " ".join(words), "BEGIN", None)
 
     def commit(self, conn: C) -> None:
         """Commit."""
@@ -385,15 +565,54 @@ class PsycopgAdapter(Generic[C]):
 
         What was prepared may refer to tables that the rollback has undone.
         """
-        deadline = None if limit is None else monotonic() + limit
-        _exchange(conn, b"ROLLBACK", limit)
-        prepared = getattr(conn, "_prepared", None)
-        if prepared is not None and prepared.clear():
-            # clear() leaves the server's part to be done after the next statement.  That is too
-            # late: if the next statement is prepared at once, psycopg deallocates it with the
-            # rest, and its second execution fails.
-            _exchange(conn, b"DEALLOCATE ALL", None if deadline is None else deadline - monotonic())
-            prepared._to_flush.clear()
+        with _inside(conn, "ROLLBACK", limit) as wire:
+            # A psycopg that keeps it elsewhere forgets nothing here; that is its own affair.
+            forgotten = hasattr(conn._prepared, "_to_flush") and _forget_prepared(conn)
+            wire.send("ROLLBACK; DEALLOCATE ALL" if forgotten else "ROLLBACK")
+            wire.read()
+
+    # -- going back ----------------------------------------------------------------------------------
+
+    def restore(self, conn: C, baseline: Any, limit: float | None) -> None:
+        """Put the settings back, and drop what was notified.  Nothing is sent.
+
+        *limit* is for the lock, if another thread has it; the setters take it once more.
+        """
+        with _inside(conn, "restore", limit) as wire:
+            wire.drop_notifies()
+        _put_back(conn, baseline)
+
+    def send_reset(
+        self, conn: C, baseline: Any, memory: object, parts: tuple[Part, ...], limit: float | None
+    ) -> object | None:
+        """Send the parts in one message, after a ROLLBACK if a transaction is open.
+
+        What no verdict can see, the adapters and what psycopg has prepared, is put right before the
+        message is on its way: an interrupt after it finds the connection BROKEN, until `read_reset`
+        has got to the settings, and those the verdict sees.
+        """
+        with _inside(conn, "reset", limit) as wire:
+            _put_back_handlers(conn, baseline)  # no notice of ours is for the borrower
+            if Part.FULL in parts:
+                conn._adapters = None if memory is None else AdaptersMap(cast("AdaptersMap", memory))
+            in_transaction = wire.pgconn.transaction_status != pq.TransactionStatus.IDLE
+            wire.send(_reset_message(conn, parts, in_transaction=in_transaction))
+        settings: object = baseline
+        return settings
+
+    def read_reset(self, conn: C, token: object, limit: float | None) -> None:
+        """Read the answers, and put the settings back; close the connection if that fails.
+
+        For the server has done nothing of a message in which one statement failed.
+        """
+        try:
+            with _inside(conn, "reset", limit) as wire:
+                wire.read()
+                wire.drop_notifies()
+            _put_back(conn, token)
+        except BaseException:
+            self.close(conn, None)
+            raise
 
     # -- closing -------------------------------------------------------------------------------------
 
@@ -401,7 +620,7 @@ class PsycopgAdapter(Generic[C]):
         """Say goodbye if it can be said at once, and close."""
         if conn.lock.acquire(blocking=False):
             try:
-                conn.close()
+                conn.pgconn.finish()
             finally:
                 conn.lock.release()
         else:
@@ -481,44 +700,77 @@ def _dial(conninfo: str, seconds: float) -> PGconn:
         raise
 
 
-def _exchange(conn: psycopg.Connection[Any], command: bytes, limit: float | None) -> None:
-    """Send one command and read its answer, within *limit* seconds; raise what the server says.
+def _exchange(conn: psycopg.Connection[Any], command: str, what: str, limit: float | None) -> None:
+    """Send one command and read its answer, within *limit* seconds; raise what the server says."""
+    with _inside(conn, what, limit) as wire:
+        wire.send(command)
+        wire.read()
 
-    The connection is closed if the answer does not come in time: it might come later, and be
-    taken for the next statement's.
-    """
+
+@contextmanager
+def _inside(conn: psycopg.Connection[Any], what: str, limit: float | None) -> Iterator[_Wire]:
+    """Take the connection's lock within *limit* seconds, and speak in what is left of them."""
     deadline = None if limit is None else monotonic() + limit
     if not conn.lock.acquire(timeout=-1 if limit is None else max(0.0, limit)):
-        raise psycopg.OperationalError(
-            f"{_said(command)}: another thread has used the connection for {limit:.3g} s"
-        )
+        raise psycopg.OperationalError(f"{what}: another thread has used the connection for {limit:.3g} s")
     try:
-        pgconn = conn.pgconn
-        pgconn.send_query(command)
-        unsent = pgconn.flush()
-        results: list[PGresult] = []
-        while True:
-            if not unsent and not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is None:
-                    break
-                results.append(result)
-                continue
-            left = None if deadline is None else deadline - monotonic()
-            if not ready(pgconn.socket, left, write=bool(unsent)):
-                conn.close()
-                raise psycopg.OperationalError(
-                    f"{_said(command)}: no answer within {limit:.3g} s, the connection is closed"
-                )
-            pgconn.consume_input()
-            if unsent:
-                unsent = pgconn.flush()
+        yield _Wire(conn, what, limit, deadline)
     finally:
         conn.lock.release()
-    for result in results:
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise errors.error_from_result(result, encoding=conn.info.encoding)
 
 
-def _said(command: bytes) -> str:
-    return command.decode() or "ping"
+@dataclass(slots=True)
+class _Wire:
+    """A connection whose lock we hold, and the deadline of what is being done with it."""
+
+    conn: psycopg.Connection[Any]
+    what: str
+    limit: float | None
+    deadline: float | None
+
+    @property
+    def pgconn(self) -> PGconn:
+        return self.conn.pgconn
+
+    def send(self, commands: str) -> None:
+        """Send a message; it is with the kernel when this returns."""
+        pgconn = self.conn.pgconn
+        pgconn.send_query(commands.encode())
+        while pgconn.flush():
+            # The server may write before it reads on, until we have read that.
+            self._wait(write=True)
+            pgconn.consume_input()
+
+    def read(self) -> None:
+        """Read all the answers to one message; raise what the server says."""
+        pgconn = self.conn.pgconn
+        results: list[PGresult] = []
+        while True:
+            if pgconn.is_busy():
+                self._wait()
+                pgconn.consume_input()
+                continue
+            result = pgconn.get_result()
+            if result is None:
+                break
+            results.append(result)
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=self.conn.info.encoding)
+
+    def drop_notifies(self) -> None:
+        """Drop what libpq has read and psycopg has not asked for: it was for the last borrower."""
+        while self.conn.pgconn.notifies():
+            pass
+
+    def _wait(self, *, write: bool = False) -> None:
+        """Wait for the socket; close the connection if there is no time left.
+
+        The answer might come later, and be taken for the next statement's.
+        """
+        left = None if self.deadline is None else self.deadline - monotonic()
+        if not ready(self.conn.pgconn.socket, left, write=write):
+            self.conn.pgconn.finish()
+            raise psycopg.OperationalError(
+                f"{self.what}: no answer within {self.limit:.3g} s, the connection is closed"
+            )

@@ -9,13 +9,31 @@ times in 3,000 interrupts.  So a connection that is taken in gets a subclass of 
 marks the sequence number from the moment when bytes may be out until the first packet of the answer
 is there, and refuses to send the next command meanwhile: the borrower's own ROLLBACK after an
 interrupt would read the interrupted statement's OK as its own.  And where nothing was sent since the
-last COMMIT or ROLLBACK, a result of ours, `_REST`, stands in the place of the last one.
+last COMMIT or ROLLBACK, a result of ours, one of `_REST`, stands in the place of the last one.
 
 *Transactions.*  ``server_status`` comes with OK packets only.  A SELECT answers with none: under
 ``autocommit=False``, PyMySQL's default, it opens a transaction (a snapshot) that no flag shows.
-Without autocommit therefore only `_REST` is clean.  A failed transaction is no state of its own
-here: a statement that failed has had no effect, the others stand, so there is never a
+Without autocommit therefore only `_REST` is clean.  With it the flags are to be had, but PyMySQL drops
+some of them.  An error has none at all, and a procedure may begin a transaction before it fails.  What
+precedes the rows of an unbuffered result has them, and is dropped.  So is the OK to SET NAMES, the
+first after the login, whose flags do not know of the server's ``init_connect``: with the one of MySQL's
+manual, ``SET autocommit=0``, PyMySQL believes in an autocommit that is off.  The pooled class reads
+what is dropped, and lets nobody rely on flags that are in doubt.  A failed transaction is no state of
+its own here: a statement that failed has had no effect, the others stand, so there is never a
 `Verdict.FAILED`.
+
+*Settings.*  What PyMySQL keeps in the connection, and the next borrower would inherit: autocommit (the
+server's flag), ``cursorclass``, the character set and its collation, ``_read_timeout`` and
+``_write_timeout``.  These are compared at each return, which costs no call.  What is hardly ever
+touched is not: ``decoders``, ``encoders``, ``use_unicode`` and ``max_allowed_packet`` are put back by
+`Part.FULL`.  The rest (``db``, ``sql_mode``, ``init_command`` and others) is read by ``connect()`` only.
+
+*Resets.*  COM_RESET_CONNECTION forgets nearly everything of a session, and what was set at connect with
+it; the commands that bring this back are sent behind it in the same message.  They say all that can be
+asked for: MariaDB can list the variables that a session has to itself, MySQL not, so there it is those
+of a list.  Not forgotten are the database and, as tried on MariaDB, the role; and a transaction that was
+prepared for XA leaves a session behind that is of no use, which a ROLLBACK before it brings to light.
+A session that had no database cannot get rid of one.
 
 *Limits.*  ``connect_timeout`` covers neither the handshake nor more than one address;
 ``read_timeout`` and ``write_timeout`` cover every single recv and send.  The adapter gives each wait
@@ -34,14 +52,16 @@ import inspect
 import io
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pymysql import err
 from pymysql.connections import Connection, MySQLResult
-from pymysql.constants import CR, SERVER_STATUS
+from pymysql.constants import COMMAND, CR, SERVER_STATUS
+from pymysql.protocol import OKPacketWrapper
 
 from connpool.adapter import Fault, Verdict
 from connpool.adapters.sockets import ready, shut_down
@@ -53,9 +73,11 @@ from connpool.errors import (
     PoolTimeout,
     PoolUnavailable,
 )
+from connpool.reset import Part
 
 if TYPE_CHECKING:
     from pymysql.cursors import Cursor
+    from pymysql.protocol import MysqlPacket
 
 __all__ = [
     "PyMySQLAdapter",
@@ -95,11 +117,14 @@ class PyMySQLPoolClosed(PoolClosed, err.OperationalError):
 
 # -- tables ------------------------------------------------------------------------------------------
 
-_CLEAN, _DIRTY, _BROKEN = Verdict.CLEAN, Verdict.DIRTY, Verdict.BROKEN
+_CLEAN, _ALTERED, _DIRTY = Verdict.CLEAN, Verdict.ALTERED, Verdict.DIRTY
+_BROKEN, _SPENT = Verdict.BROKEN, Verdict.SPENT
 
 _IN_TRANS = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+_MORE = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
 _TRANSACTION_BITS = _IN_TRANS | _AUTOCOMMIT
+_UNREAD_BITS = _TRANSACTION_BITS | _MORE
 
 # https://mariadb.com/kb/en/mariadb-error-codes/ and
 # https://dev.mysql.com/doc/mysql-errors/8.4/en/
@@ -185,14 +210,29 @@ _SHOWN = ("unix_socket", "host", "port", "user", "database")
 
 # -- rest, provably ----------------------------------------------------------------------------------
 
-_REST = MySQLResult(cast("Connection[Any]", None))
+
+def _stand_in(has_next: int | None = None) -> MySQLResult:
+    result: Any = MySQLResult(cast("Connection[Any]", None))
+    result.insert_id = 0  # what conn.insert_id() answers after a COMMIT
+    result.has_next = has_next
+    return cast("MySQLResult", result)
+
+
+_REST = {0: _stand_in(), _AUTOCOMMIT: _stand_in()}
 """Stands in ``conn._result`` while nothing was sent since a transaction ended.
 
 PyMySQL clears ``_result`` before it sends any command (``_execute_command``), and there is no other
 way to send one: whoever still finds this object knows that nothing was sent.  PyMySQL never writes to
-a result that is complete, so one object serves all connections.
+a result that is complete, so one object serves all connections; there are two, with autocommit off and
+on, because the warm path then has one thing less to compare.
 """
-_REST.insert_id = 0  # what conn.insert_id() answers after a COMMIT
+
+_OUTSTANDING = _stand_in(has_next=_MORE)
+"""Stands in ``conn._result`` while the answers to a reset are to be read.
+
+The sequence number alone would not do: each answer that has been read leaves one behind which looks as
+if it had been the last.
+"""
 
 _SENT = -1
 """In ``conn._next_seq_id``: bytes may be out."""
@@ -210,6 +250,16 @@ class _Awaited(int):
 _ANSWERED = 2
 """A command is packet 0, the first packet of its answer is 1, and the next one would be this."""
 
+
+class _Doubtful(int):
+    """In ``conn.server_status``: a transaction might be open; ask what is read next.
+
+    It has the flag of a transaction, so whoever does not know of it takes the connection for dirty.
+    """
+
+    __slots__ = ()
+
+
 _pooled_classes: dict[type[Any], type[Any]] = {}
 
 
@@ -221,10 +271,12 @@ def _pooled_class(base: type[Any]) -> type[Any]:
 
     class Pooled(base):  # type: ignore[misc] # one for each class of a user
         _next_seq_id: int
+        server_status: int
+        charset: str
 
         def _execute_command(self, command: int, sql: str | bytes) -> None:
             number = self._next_seq_id
-            if number == _SENT or type(number) is _Awaited:
+            if number == _SENT or type(number) is _Awaited or self._result is _OUTSTANDING:
                 # Somebody was interrupted between a command and its answer, and goes on.  The
                 # answer that comes first would be taken for the one to this command.
                 _cut(self)
@@ -246,7 +298,43 @@ def _pooled_class(base: type[Any]) -> type[Any]:
             super().write_packet(payload)  # counts on from the mark
             self._next_seq_id = _Awaited((number + 1) % 256)
 
-        # A user's own commit() may do something else, or nothing: that proves nothing to us.
+        def _read_query_result(self, unbuffered: bool = False) -> int:
+            known = self.server_status
+            try:
+                if not unbuffered and type(known) is int:
+                    return super()._read_query_result()  # type: ignore[no-any-return]
+                self.server_status = _Doubtful(known | _IN_TRANS)
+                with _tapped(self) as last:
+                    affected: int = super()._read_query_result(unbuffered)
+                if last[0].is_eof_packet():  # the end of the columns, or of the rows
+                    self.server_status = int.from_bytes(last[0].get_bytes(3, 2), "little")
+                return affected
+            except err.MySQLError:
+                if self._sock is None:
+                    self.server_status = known  # what the server was doing, this error tells
+                else:
+                    # In two steps: up to the first one there is no call, so no interrupt can strike.
+                    self.server_status = known | _IN_TRANS
+                    self.server_status = _Doubtful(self.server_status)
+                raise
+
+        # A user's own method may do something else, or nothing: that proves nothing to us.
+        if base.set_character_set is Connection.set_character_set:
+
+            def set_character_set(self, charset: str, collation: str | None = None) -> None:
+                before = self.charset
+                # If an interrupt strikes after the server's answer, this shows that the two sides do
+                # not agree.
+                self.charset = ""
+                try:
+                    with _tapped(self) as last:
+                        super().set_character_set(charset, collation)
+                except Exception:
+                    self.charset = before
+                    raise
+                last[0].rewind()
+                self.server_status = OKPacketWrapper(last[0]).server_status
+
         if base.commit is Connection.commit:
 
             def commit(self) -> None:
@@ -271,7 +359,17 @@ def _plant(conn: Any) -> None:
     With ``completion_type=CHAIN`` the next one has begun already, and the OK says so.
     """
     if not conn.server_status & _IN_TRANS:
-        conn._result = _REST
+        conn._result = _REST[conn.server_status & _AUTOCOMMIT]
+
+
+def _plant_new(conn: Any) -> None:
+    """Note that a connection has only just been opened, unless something was sent over it.
+
+    What connect() sends at last is SET NAMES or SET AUTOCOMMIT; a statement of the user's would have
+    left its result.
+    """
+    if conn._result is None and conn._next_seq_id == _ANSWERED:
+        _plant(conn)
 
 
 class _Abandoned(MySQLResult):
@@ -283,6 +381,203 @@ class _Abandoned(MySQLResult):
     def _finish_unbuffered_query(self) -> None:
         self.unbuffered_active = False
         self.connection = None
+
+
+# -- what a connection comes back to ------------------------------------------------------------------
+
+
+class _Baseline:
+    """The settings that PyMySQL keeps in the connection."""
+
+    __slots__ = (
+        "autocommit",
+        "autocommit_mode",
+        "charset",
+        "collation",
+        "cursorclass",
+        "encoding",
+        "proof",
+        "read_timeout",
+        "rest",
+        "write_timeout",
+    )
+
+    def __init__(self, wire: Any) -> None:
+        self.autocommit = getattr(wire, "server_status", 0) & _AUTOCOMMIT
+        self.rest = _REST[self.autocommit]
+        # The flags that prove rest, and autocommit as it was: none, if it was off.
+        self.proof = self.autocommit or None
+        self.autocommit_mode = wire.autocommit_mode
+        self.cursorclass = wire.cursorclass
+        self.charset, self.collation, self.encoding = wire.charset, wire.collation, wire.encoding
+        self.read_timeout, self.write_timeout = wire._read_timeout, wire._write_timeout
+
+    def put_back(self, wire: Any) -> None:
+        wire.autocommit_mode = self.autocommit_mode
+        wire.cursorclass = self.cursorclass
+        wire.encoding, wire.collation, wire.charset = self.encoding, self.collation, self.charset
+        wire._read_timeout, wire._write_timeout = self.read_timeout, self.write_timeout
+
+    def set_autocommit(self) -> str:
+        return f"AUTOCOMMIT = {int(self.autocommit > 0)}"
+
+    def set_names(self) -> str:
+        """Return what ``conn.set_character_set()`` sends."""
+        return f"NAMES {self.charset}" + (f" COLLATE {self.collation}" if self.collation else "")
+
+
+_COM_RESET_CONNECTION = 0x1F
+
+_NAMES = ("character_set_client", "character_set_results", "collation_connection")
+# Brought back even where they are as for all sessions: what was said at connect holds when the
+# server's administrator changes his mind.
+_ALWAYS = ("sql_mode", "time_zone")
+# MySQL lists what a session has changed in its performance schema only, which may be off.
+_OF_MYSQL = (
+    "foreign_key_checks",
+    "group_concat_max_len",
+    "innodb_lock_wait_timeout",
+    "lc_time_names",
+    "lock_wait_timeout",
+    "max_execution_time",
+    "sql_safe_updates",
+    "unique_checks",
+    "wait_timeout",
+)
+_CHANGED_IN_MARIADB = (
+    "SELECT variable_name, session_value FROM information_schema.system_variables"
+    " WHERE variable_scope = 'SESSION' AND read_only = 'NO' AND session_value <> global_value"
+    " LIMIT 10000"  # or sql_select_limit, one of them, would hold
+)
+# These follow from the database and the collation, or are the baseline's.
+_FOLLOWING = ("autocommit", "character_set_connection", "character_set_database", "collation_database")
+
+
+class _Memory:
+    """What COM_RESET_CONNECTION loses, as it was at connect."""
+
+    def __init__(self, wire: Any) -> None:
+        """Ask the server."""
+        version = wire.server_version
+        mariadb = "MariaDB" in version
+        # MySQL 8 has renamed the one, and has roles.
+        modern = not mariadb and int(version.partition(".")[0]) >= 8
+        transaction = "transaction" if modern else "tx"
+        variables = [*_ALWAYS, f"{transaction}_isolation", f"{transaction}_read_only"]
+        if not mariadb:
+            variables += _OF_MYSQL
+        asked = ["DATABASE()", *(f"@@{name}" for name in (*_NAMES, *variables))]
+        if mariadb or modern:
+            asked.append("CURRENT_ROLE()")
+        ((self._database, *values),) = _ask(wire, f"SELECT {', '.join(asked)}")
+
+        self._role: str | None = None  # as SET ROLE wants it
+        if modern:
+            self._role = values.pop()  # "NONE", or a list of names in quotes
+        elif mariadb:
+            role = values.pop()
+            self._role = "NONE" if role is None else f"`{role.replace('`', '``')}`"
+
+        pairs = list(zip((*_NAMES, *variables), values, strict=True))
+        if mariadb:
+            known = {*_NAMES, *variables, *_FOLLOWING}
+            changed = [(str(name).lower(), value) for name, value in _ask(wire, _CHANGED_IN_MARIADB)]
+            pairs += [(name, value) for name, value in changed if name not in known]
+        assignments = [f"{name} = {_literal(value)}" for name, value in pairs]
+        self._names, self._variables = assignments[: len(_NAMES)], assignments[len(_NAMES) :]
+        self._charset = (wire.charset, wire.collation)
+
+        self._first_database, self._init_command = wire.db, wire.init_command
+        self._decoders, self._encoders = dict(wire.decoders), dict(wire.encoders)
+        self._use_unicode, self._max_allowed_packet = wire.use_unicode, wire.max_allowed_packet
+
+    def put_back(self, wire: Any) -> None:
+        """Put back what is of PyMySQL, and not in the baseline."""
+        wire.decoders, wire.encoders = dict(self._decoders), dict(self._encoders)
+        wire.use_unicode, wire.max_allowed_packet = self._use_unicode, self._max_allowed_packet
+
+    def commands(self, baseline: _Baseline) -> Iterator[_Command]:
+        """Yield what makes a session that of a new connection."""
+        yield _Command(_COM_RESET_CONNECTION, "", _read_ok)
+        if self._database is None:
+            yield _Command(COMMAND.COM_QUERY, "SELECT DATABASE()", _read_database)
+        # on_connect may have called set_character_set(): then the server's part is in nobody's memory.
+        same = (baseline.charset, baseline.collation) == self._charset
+        settings = [*(self._names if same else [baseline.set_names()]), *self._variables]
+        if self._init_command:
+            # It finds what it found at connect, in the server's own mode of autocommit; what came after
+            # it comes after it again.
+            yield from self._session(self._first_database, settings)
+            yield _Command(COMMAND.COM_QUERY, self._init_command, _read_anything)
+            yield _Command(COMMAND.COM_QUERY, "COMMIT", _read_ok)
+        yield from self._session(self._database, [*settings, baseline.set_autocommit()])
+
+    def _session(self, database: str | bytes | None, settings: list[str]) -> Iterator[_Command]:
+        # First of all the character set: the names that follow are written in it.
+        yield _Command(COMMAND.COM_QUERY, f"SET {', '.join(settings)}", _read_ok)
+        if self._role is not None:
+            yield _Command(COMMAND.COM_QUERY, f"SET ROLE {self._role}", _read_ok)
+        if database is not None:
+            yield _Command(COMMAND.COM_INIT_DB, database, _read_ok)
+
+
+class _Command(NamedTuple):
+    """One command of several that are sent together, and what reads its answer."""
+
+    code: int
+    text: str | bytes
+    read: Callable[[Any], bool]
+    """Return whether the answer shows something that no reset can undo."""
+
+    def packet(self, encoding: str) -> bytes:
+        text = self.text.encode(encoding) if isinstance(self.text, str) else self.text
+        return (len(text) + 1).to_bytes(3, "little") + bytes((0, self.code)) + text
+
+
+def _read_ok(wire: Any) -> bool:
+    wire._read_ok_packet()
+    return False
+
+
+def _read_anything(wire: Any) -> bool:
+    _read_rows(wire)
+    return False
+
+
+def _read_database(wire: Any) -> bool:
+    return _read_rows(wire) != ((None,),)
+
+
+def _read_rows(wire: Any) -> Sequence[tuple[bytes | None, ...]]:
+    """Read all that a statement answers, be it rows or not; return the last."""
+    while True:
+        result: Any = _Undecoded(wire)
+        result.read()
+        if not result.has_next:
+            return result.rows or ()
+
+
+def _ask(wire: Any, statement: str) -> list[list[str | None]]:
+    wire._execute_command(COMMAND.COM_QUERY, statement)
+    return [
+        [None if value is None else value.decode(wire.encoding) for value in row] for row in _read_rows(wire)
+    ]
+
+
+class _Undecoded(MySQLResult):
+    """A result of bytes, whatever a user's converters would make of them."""
+
+    def _get_descriptions(self) -> None:
+        super()._get_descriptions()  # type: ignore[misc] # the stubs know only what is public
+        self.converters = [(None, None)] * self.field_count
+
+
+def _literal(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    if re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return value  # no number may be set from a text
+    return "'" + value.replace("'", "''") + "'"
 
 
 # -- the adapter -------------------------------------------------------------------------------------
@@ -311,6 +606,7 @@ class PyMySQLAdapter(Generic[C]):
         PoolUnavailable: PyMySQLPoolUnavailable,
         PoolClosed: PyMySQLPoolClosed,
     }
+    parts: Collection[Part] = frozenset({Part.FULL, Part.RESET_CONNECTION})
 
     @overload
     def __init__(
@@ -365,12 +661,11 @@ class PyMySQLAdapter(Generic[C]):
         """Open a connection within *limit* seconds, the handshake and all addresses together."""
         if self._callable is not None:
             return self._callable()
-        conn: Any = Connection(**self._params, defer_connect=True)
-        if limit is None:
+        conn: Any = _pooled_class(Connection)(**self._params, defer_connect=True)
+        deadline = None if limit is None else monotonic() + limit
+        if deadline is None:
             conn.connect()
-            return cast("C", conn)
-        deadline = monotonic() + limit
-        if conn.unix_socket:
+        elif conn.unix_socket:
             own, conn.connect_timeout = conn.connect_timeout, _shorter(conn.connect_timeout, limit)
             with _within(conn, limit):
                 conn.connect()
@@ -383,10 +678,11 @@ class PyMySQLAdapter(Generic[C]):
             except BaseException:
                 sock.close()
                 raise
+        _plant_new(conn)
         return cast("C", conn)
 
     def adopt(self, conn: C) -> object:
-        """Give the connection the class that marks what is sent; there is nothing to compare with."""
+        """Give the connection the class that marks what is sent; return its settings."""
         if not isinstance(conn, Connection):
             raise PoolMisuse(
                 f"the connect callable returned a {type(conn).__module__}.{type(conn).__qualname__},"
@@ -398,39 +694,73 @@ class PyMySQLAdapter(Generic[C]):
                 wire.__class__ = _pooled_class(type(wire))
             except TypeError as exc:
                 raise PoolMisuse(f"connections of this class cannot be pooled: {exc}") from exc
-        # What connect() sends at last is SET NAMES or SET AUTOCOMMIT; a statement of the user's
-        # would have left its result here.
-        if wire._result is None and wire.open and wire._next_seq_id == _ANSWERED:
-            _plant(wire)
-        return None
+            if wire.open:
+                _plant_new(wire)
+                # PyMySQL's own class has not looked at the answer to SET NAMES.
+                wire.server_status = _Doubtful(wire.server_status | _IN_TRANS)
+        return _Baseline(wire)
+
+    def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002 -- all lose the same
+        """Ask for what a reset loses; commit what the connect callable has left open."""
+        with _within(conn, limit):
+            memory = _Memory(conn)
+            Connection.commit(conn)
+        _plant(conn)
+        return memory
 
     # -- judging -------------------------------------------------------------------------------------
 
     # -- warm path
-    def verdict(self, conn: C, baseline: object) -> Verdict:  # noqa: ARG002 -- nothing to compare
+    def verdict(self, conn: C, baseline: object) -> Verdict:
         """Judge by what was sent since rest was last proven."""
         try:
             wire: Any = conn
-            if wire._sock is None:
-                return _BROKEN
+            was: Any = baseline
             result = wire._result
-            if result is _REST:
+            if wire._sock is None:
+                # Closed by its borrower; or dead, with flags that are true and say that no
+                # transaction was open.  What the server was doing when it died, its error has told.
+                unread = result is not None and result.has_next
+                safe = not unread and wire.server_status & _UNREAD_BITS == _AUTOCOMMIT
+                return _SPENT if wire._closed or safe else _BROKEN
+            if result is not was.rest:
+                if result is None:
+                    # An answer has begun.  If it was one packet (OK, or the error of a statement),
+                    # the ROLLBACK finds the wire at rest.  If more is to come, that comes first, and
+                    # its sequence number is not the one that PyMySQL awaits: it closes the connection.
+                    return _DIRTY if wire._next_seq_id == _ANSWERED else _BROKEN
+                if result.has_next != 0 or result.unbuffered_active:
+                    if result.unbuffered_active:
+                        # The flags came with its columns.  If more results follow, so may a BEGIN.
+                        safe = wire.server_status & _UNREAD_BITS == _AUTOCOMMIT
+                        return _SPENT if safe else _BROKEN
+                    if result.has_next:
+                        return _BROKEN
+                    # Nothing was sent in the other mode of autocommit; or an error has ended rows.
+                    return _ALTERED if result is _REST[_AUTOCOMMIT - was.autocommit] else _DIRTY
+                # A complete result is as good a proof as `_REST` that nothing was sent since; it
+                # stays one for the next borrower, until he sends something.  BEGIN, and whatever else
+                # opens a transaction while autocommit is on, answers with an OK, so the status is true.
+                if wire.server_status & _TRANSACTION_BITS != was.proof:
+                    proven = wire.server_status & _TRANSACTION_BITS == _AUTOCOMMIT
+                    return _ALTERED if proven else _DIRTY
+            if (
+                wire.cursorclass is was.cursorclass
+                and wire.charset is was.charset
+                and wire.collation is was.collation
+                and wire._read_timeout is was.read_timeout
+                and wire._write_timeout is was.write_timeout
+            ):
                 return _CLEAN
-            if result is None:
-                # An answer has begun.  If it was one packet (OK, or the error of a statement), the
-                # ROLLBACK finds the wire at rest.  If more is to come, that comes first, and its
-                # sequence number is not the one that PyMySQL awaits: it closes the connection.
-                return _DIRTY if wire._next_seq_id == _ANSWERED else _BROKEN
-            if result.unbuffered_active or result.has_next:
-                return _BROKEN
-            # A complete result is as good a proof as `_REST` that nothing was sent since; it stays
-            # one for the next borrower, until he sends something.  BEGIN, and whatever else opens
-            # a transaction while autocommit is on, answers with an OK, so the status is true.
-            return _CLEAN if wire.server_status & _TRANSACTION_BITS == _AUTOCOMMIT else _DIRTY
+            return _ALTERED  # or another object that is equal: `restore` sends nothing then
         except Exception:  # costs nothing until it happens
             return _BROKEN
 
     # -- end of warm path
+
+    def _at_rest(self, conn: C) -> Verdict:
+        """Judge by all but the settings."""
+        return self.verdict(conn, _Baseline(conn))
 
     def alive(self, conn: C) -> bool:
         """Tell whether the socket is quiet; right under TLS too, for nothing is left to decrypt."""
@@ -444,11 +774,11 @@ class PyMySQLAdapter(Generic[C]):
 
     def ping(self, conn: C, limit: float | None) -> None:
         """Send COM_PING, which neither opens a transaction nor ends one."""
-        verdict = self.verdict(conn, None)
+        verdict = self._at_rest(conn)
         with _within(conn, limit):
             conn.ping(reconnect=False)
         if verdict == _CLEAN:
-            cast("Any", conn)._result = _REST
+            _plant(conn)
 
     def begin(self, conn: C) -> None:
         """Send BEGIN."""
@@ -464,6 +794,59 @@ class PyMySQLAdapter(Generic[C]):
             Connection.rollback(conn)
         _plant(conn)
 
+    # -- coming back to what was at connect ----------------------------------------------------------
+
+    def restore(self, conn: C, baseline: object, limit: float | None) -> None:
+        """Put the settings back: with one SET if the server has to know, else without a word."""
+        wire, was = cast("Any", conn), cast("_Baseline", baseline)
+        wanted = []
+        if wire.server_status & _AUTOCOMMIT != was.autocommit:
+            wanted.append(was.set_autocommit())
+        if (wire.charset, wire.collation, wire.encoding) != (was.charset, was.collation, was.encoding):
+            wanted.append(was.set_names())
+        if not wanted:
+            was.put_back(wire)
+            return
+        with _within(conn, limit):
+            wire._execute_command(COMMAND.COM_QUERY, f"SET {', '.join(wanted)}")
+            wire._read_ok_packet()
+        was.put_back(wire)
+        _plant(wire)
+
+    def send_reset(
+        self, conn: C, baseline: object, memory: object, parts: tuple[Part, ...], limit: float | None
+    ) -> object | None:
+        """Send COM_RESET_CONNECTION and all that follows it in one message."""
+        if self.verdict(conn, baseline) >= _BROKEN:
+            raise err.InterfaceError(0, "the connection is not at rest")
+        wire, was, known = cast("Any", conn), cast("_Baseline", baseline), cast("_Memory", memory)
+        commands = list(known.commands(was))
+        if wire.server_status & _IN_TRANS:
+            commands.insert(0, _Command(COMMAND.COM_QUERY, "ROLLBACK", _read_ok))  # fails for XA
+        wire._result = _OUTSTANDING  # first, so that nobody ever sees a connection half put back
+        was.put_back(wire)
+        if Part.FULL in parts:
+            known.put_back(wire)
+        with _within(conn, limit):
+            wire._write_bytes(b"".join(command.packet(was.encoding) for command in commands))
+        return commands
+
+    def read_reset(self, conn: C, token: object, limit: float | None) -> None:
+        """Read all answers; close a session that has got a database and cannot get rid of it."""
+        wire, commands = cast("Any", conn), cast("list[_Command]", token)
+        if wire._sock is None:
+            raise err.InterfaceError(0, "")
+        lasting = False
+        with _within(conn, limit):
+            for command in commands:
+                wire._next_seq_id = 1  # each answer counts for itself
+                lasting |= command.read(wire)
+        wire._result = None
+        _plant(wire)
+        if lasting:
+            self.close(conn, limit)
+            wire._closed = True  # by its borrower, as it were: nothing is lost
+
     # -- closing -------------------------------------------------------------------------------------
 
     def close(self, conn: C, limit: float | None) -> None:
@@ -472,7 +855,7 @@ class PyMySQLAdapter(Generic[C]):
         Not with ``conn.close()``: that waits for a thread which is in the middle of a read.
         """
         wire: Any = conn
-        if self.verdict(conn, None) != _BROKEN:
+        if self._at_rest(conn) < _BROKEN:
             try:
                 wire._write_timeout = _shorter(wire._write_timeout, limit)
                 wire._write_bytes(b"\x01\0\0\0\x01")
@@ -538,6 +921,28 @@ def _params_from_url(url: str) -> dict[str, Any]:
 
 
 # -- the wire ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _tapped(conn: Any) -> Iterator[deque[MysqlPacket]]:
+    """Keep the last packet that is read: PyMySQL drops the flags of some."""
+    last: deque[MysqlPacket] = deque(maxlen=1)
+    before = vars(conn).get("_read_packet")
+    read_packet = conn._read_packet
+
+    def read_and_keep(*args: Any) -> Any:
+        packet = read_packet(*args)
+        last.append(packet)
+        return packet
+
+    conn._read_packet = read_and_keep
+    try:
+        yield last
+    finally:
+        if before is None:
+            del conn._read_packet
+        else:
+            conn._read_packet = before
 
 
 def _dial(conn: Any, deadline: float) -> socket.socket:

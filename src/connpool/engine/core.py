@@ -123,6 +123,7 @@ class Core(Generic[C]):
         self.opening: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
         self.debris: deque[Slot] = deque()  # closing, but nobody has begun to
+        self.limited: dict[Slot, float] = {}  # the user's code has the connection, until this instant
         self.lost: deque[Ref | Entry[C]] = deque()
         self.bare: dict[int, Entry[C]] = {}  # of connections lent by acquire(), by id(connection)
         self.again = False
@@ -283,6 +284,7 @@ class Core(Generic[C]):
         slot.until = inf  # of the dial, if it was one; `next_to_close` sets the grace
         slot.reason = reason
         self.opening.pop(slot, None)
+        self.limited.pop(slot, None)
         self.debris.append(slot)
         self._bury(slot)
 
@@ -518,6 +520,7 @@ class Core(Generic[C]):
         slot.entry_ref = slot.conn_ref = slot.conn = None
         self.opening.pop(slot, None)
         self.closing.pop(slot, None)
+        self.limited.pop(slot, None)
         holds, slot.holds = slot.holds, []
         self.totals.use.fold(holds)
         self._notify()
@@ -539,6 +542,26 @@ class Core(Generic[C]):
                     self._free(slot, Reason.LOST)
             if self.lost and self.lost[0] is item:  # a finalizer may have come in between
                 self.lost.popleft()
+
+    # -- time limits ---------------------------------------------------------------------------------
+
+    @locked
+    def limit(self, slot: Slot, until: float) -> None:
+        """Note that a call which nobody can limit has the connection of a slot until an instant."""
+        self.limited[slot] = until
+
+    @locked
+    def unlimit(self, slot: Slot) -> bool:
+        """Note that the call has returned; return whether it was cut off."""
+        return self.limited.pop(slot, None) is None and slot in self.slots  # or the hook has detached it
+
+    @locked
+    def overstayed(self, now: float) -> list[object]:
+        """Return the connections to cut, because a call on them has taken too long."""
+        late = [slot for slot, until in self.limited.items() if until <= now]
+        for slot in late:
+            del self.limited[slot]
+        return [slot.conn for slot in late if slot.conn is not None]
 
     # -- the pool as a whole -------------------------------------------------------------------------
 
@@ -565,6 +588,7 @@ class Core(Generic[C]):
     def due(self, now: float) -> float | None:
         """Return the next instant at which time alone gives the pool something to do."""
         instants = [slot.until for slot in (*self.opening, *self.closing)]
+        instants += self.limited.values()
         if self.closed:
             earliest = min(instants, default=inf)
             return None if earliest == inf else earliest
@@ -742,6 +766,8 @@ class Core(Generic[C]):
             opened=totals.opened,
             discards=totals.discards.copy(),
             rollbacks=totals.rollbacks,
+            resets=totals.resets,
+            dedicated=0,  # the pool knows
             wait=wait,
             use=use,
             connect=totals.connect.copy(),

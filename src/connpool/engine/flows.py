@@ -20,10 +20,12 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar
+from math import inf
+from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar
 
 from ..adapter import Adapter, Fault, Verdict, adapter_for
 from ..errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
+from ..reset import Part, steps
 from . import upkeep
 from .core import Core
 from .records import Entry, Refusal, Slot, Waiter, Watcher
@@ -49,12 +51,20 @@ class Step(Enum):
 
     CONNECT = "connect"
     ADOPT = "adopt"
-    ON_CONNECT = "on_connect"
+    REMEMBER = "remember"
     PING = "ping"
     BEGIN = "begin"
     COMMIT = "commit"
     ROLLBACK = "rollback"
+    RESTORE = "restore"
+    SEND_RESET = "send_reset"
+    READ_RESET = "read_reset"
+    RESET = "reset"
     CLOSE = "close"
+    ON_CONNECT = "on_connect"
+    ON_ACQUIRE = "on_acquire"
+    ON_RELEASE = "on_release"
+    ON_CLOSE = "on_close"
 
 
 class Call:
@@ -82,7 +92,15 @@ class Watch:
     at: float | None
 
 
-Operation: TypeAlias = Park | Call | Start | Watch
+@dataclass(slots=True)
+class Report:
+    """Tell of an exception that has no caller who could be given it, and the user's function it is from."""
+
+    error: Exception
+    origin: object
+
+
+Operation: TypeAlias = Park | Call | Start | Watch | Report
 Flow: TypeAlias = Generator[Operation, Any, R]
 
 Ending: TypeAlias = Literal["commit", "rollback"]
@@ -114,8 +132,13 @@ class Flows(Generic[C]):
         self._connect: Callable[[], C] | None = None
         options = core.options
         self.look_after = upkeep.first_look(options.probe_after, options.ping_after, options.max_lifetime)
+        self._steps = steps(options.reset)
+        self._parts = tuple(part for step in self._steps or () if isinstance(step, tuple) for part in step)
+        # Whether every return is a flow's: the warm path knows one policy, and no hook.
+        self.warm = not (self._steps or options.on_acquire or options.on_release)
         if _is_adapter(source):
-            self._settle(source)
+            self._check_parts(source)
+            self.adapter = source
         elif callable(source) and not hasattr(source, "commit") and not hasattr(source, "verdict"):
             self._connect = source  # its first connection, or its first exception, names the driver
         else:
@@ -148,11 +171,21 @@ class Flows(Generic[C]):
                 if entry is None:
                     entry = yield from self._queued(waiter, began, timeout, deadline)
                 reason = yield from self._check(entry, deadline)
+                failure = None
                 if reason is None:
-                    entry.lent_at = self._clock()
-                    return entry
+                    until = None if deadline is None else max(deadline, self._clock() + upkeep.ANSWER_GRACE)
+                    failure = yield from self._hook(entry, Step.ON_ACQUIRE, core.options.on_acquire, until)
+                    if failure is None:
+                        entry.lent_at = self._clock()
+                        return entry
+                    reason = Reason.HOOK
                 core.retire(entry, reason, self._clock())
                 entry = None
+                if failure is not None:
+                    try:
+                        raise failure
+                    finally:
+                        failure = None  # else the traceback and this frame would keep each other alive
                 if core.owes():
                     yield from self.follow_up(waiter, deadline)
                 waiter = self._again(waiter)
@@ -206,18 +239,26 @@ class Flows(Generic[C]):
 
     def _check(self, entry: Entry[C], deadline: float | None) -> Flow[Reason | None]:
         """Return why an entry must not be lent, or ``None``; the cheapest question comes first."""
-        now = self._clock()
         if entry.doomed:
             return entry.doomed
-        fresh = now < entry.check_at
+        adapter = self._adapter()
+        collected = entry.pending is not None
+        if collected:  # before any probe: the answer makes the socket readable
+            reason = yield from self._collect(entry, adapter, deadline)
+            if reason is not None:
+                return reason
+        now = self._clock()
+        idle = now - entry.idle_since
+        fresh = idle < self._quiet(entry) and now < entry.expires
         # An alarm is not about connections that were opened since and never lent: a driver whose new
         # sockets are readable would never lend anything again.
-        if fresh and (now >= self.core.alarmed_until or not entry.lent_at):
+        alarmed = now < self.core.alarmed_until and entry.lent_at
+        # The answer to a reset is as old as the connection is idle; a look tells whether it lives still.
+        if fresh and not alarmed and not collected:
             return None
         if now >= entry.expires:
             return Reason.LIFETIME
-        options, adapter = self.core.options, self._adapter()
-        idle = now - entry.idle_since
+        options = self.core.options
         left = None if deadline is None else deadline - now
         hurried = False
         entry.slot.validating = True
@@ -238,6 +279,23 @@ class Flows(Generic[C]):
             entry.slot.validating = False
         return None
 
+    def _collect(self, entry: Entry[C], adapter: Adapter[C], deadline: float | None) -> Flow[Reason | None]:
+        """Read the answer to the reset that was sent when the entry came back."""
+        timeout = self.core.options.reset_timeout
+        left = None if deadline is None else max(deadline - self._clock(), upkeep.ANSWER_GRACE)
+        limit = upkeep.step_limit(left, timeout)
+        entry.slot.validating = True
+        try:
+            yield Call(Step.READ_RESET, adapter.read_reset, entry.conn, entry.pending, limit)
+        except Exception as exc:
+            if limit != timeout:
+                return Reason.UNANSWERED
+            return Reason.DEAD if self._is_dead(exc, adapter) else Reason.RESET_FAILED
+        finally:
+            entry.slot.validating = False
+        entry.pending = None
+        return _UNFIT.get(self._settled(entry, adapter), Reason.BROKEN)
+
     # -- the return path -----------------------------------------------------------------------------
 
     def release(self, entry: Entry[C], error: BaseException | None, ending: Ending) -> Flow[None]:
@@ -252,13 +310,18 @@ class Flows(Generic[C]):
         failure: Exception | None = None
         try:
             verdict = adapter.verdict(entry.conn, entry.baseline)
-            if ending == "commit" and error is None and verdict in _OPEN:
-                failure = yield from self._commit(entry.conn, adapter, verdict)
-                if failure is None:
-                    verdict = self._settled(entry, adapter)
-                else:  # the borrower's; the connection is still ours
-                    verdict = adapter.verdict(entry.conn, entry.baseline)
-            reason = yield from self._reset(entry, adapter, verdict)
+            blamed = error
+            if ending == "commit" and error is None:
+                if verdict in _OPEN:
+                    failure = yield from self._commit(entry.conn, adapter, verdict)
+                    if failure is None:
+                        verdict = self._settled(entry, adapter)
+                    else:  # the borrower's; the connection is still ours
+                        verdict = adapter.verdict(entry.conn, entry.baseline)
+                elif verdict == Verdict.BROKEN:
+                    failure = self._error(PoolMisuse, _CUT_SHORT)
+                blamed = failure
+            reason, complaint = yield from self._reset(entry, adapter, verdict, blamed)
         except BaseException:
             entry.holds.append(held)
             core.retire(entry, Reason.BROKEN, self._clock())
@@ -274,11 +337,16 @@ class Flows(Generic[C]):
         del entry
         if core.owes():
             yield from self.follow_up()
+        if complaint is not None:
+            if blamed is None:
+                failure = complaint
+            else:
+                blamed.add_note(f"and when the connection was given back: {complaint!r}")
         if failure is not None:
             try:
                 raise failure
-            finally:
-                failure = None  # else the traceback and this frame would keep each other alive
+            finally:  # else the traceback and this frame would keep each other alive
+                failure = complaint = blamed = None
 
     def begin(self, conn: C) -> Flow[None]:
         """Open a transaction for a borrower."""
@@ -302,38 +370,194 @@ class Flows(Generic[C]):
             return exc
         return None
 
-    def _reset(self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict) -> Flow[Reason | None]:
-        """Make an entry fit for the next borrower; return why that failed, or ``None``."""
-        options = self.core.options
-        if verdict in _OPEN:
-            self.core.totals.rollbacks += 1
-            try:
-                yield Call(Step.ROLLBACK, adapter.rollback, entry.conn, options.reset_timeout)
-            except Exception:
-                return Reason.RESET_FAILED  # counted; the borrower is done and owes nothing
-            verdict = self._settled(entry, adapter)
-        if verdict != Verdict.CLEAN:
-            return Reason.BROKEN
-        now = self._clock()
+    def _reset(
+        self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, error: BaseException | None
+    ) -> Flow[tuple[Reason | None, Exception | None]]:
+        """Make an entry fit for the next borrower.
+
+        Return why that failed, or ``None``; and what a function of the user's raised, or ``None``.
+        """
+        options, steps = self.core.options, self._steps or ()
+        if verdict >= Verdict.BROKEN:
+            return Reason.SPENT if verdict == Verdict.SPENT else Reason.BROKEN, None
+        unseen = verdict == Verdict.DIRTY and not adapter.sees_transactions
+        if unseen and error is None and self._steps is None:
+            verdict = Verdict.CLEAN  # nothing will be sent: its user is taken at his word
+        timeout = options.reset_timeout
+        until = None if timeout is None else self._clock() + timeout
+        # Parts that come first end the transaction themselves, in the same message.
+        if options.on_release or not steps or not isinstance(steps[0], tuple):
+            reason = yield from self._tidy(entry, adapter, verdict, until)
+            if reason is not None:
+                return reason, None
+        failure = yield from self._hook(entry, Step.ON_RELEASE, options.on_release, until)
+        if failure is not None:
+            return Reason.HOOK, failure
         if entry.doomed:
-            return entry.doomed
-        if now >= entry.expires:
-            return Reason.LIFETIME
-        self._rest(entry, now, self.look_after)
+            return entry.doomed, None
+        if self._clock() >= entry.expires:
+            return Reason.LIFETIME, None
+        for step in steps:
+            if isinstance(step, tuple):
+                deferred = step is steps[-1] and options.on_connect is None
+                reason = yield from self._reset_parts(entry, adapter, step, until, deferred=deferred)
+                if reason is None and not deferred:
+                    failure = yield from self._hook(entry, Step.ON_CONNECT, options.on_connect, until)
+                    reason = None if failure is None else Reason.HOOK
+            else:
+                failure = yield from self._hook(entry, Step.RESET, step, until)
+                reason = None if failure is None else Reason.RESET_FAILED
+                if isinstance(failure, PoolTimeout) or (failure and self._is_dead(failure, adapter)):
+                    failure = None  # the connection's fault, not the function's: counted
+            if reason is not None:
+                return reason, failure
+        if entry.pending is None and (steps or options.on_release):
+            reason = yield from self._tidy(entry, adapter, self._settled(entry, adapter), until)
+            if reason is not None:
+                return reason, None
+        self.core.totals.resets += bool(steps)
+        self._rest(entry, self._clock())
+        return None, None
+
+    def _tidy(
+        self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, until: float | None
+    ) -> Flow[Reason | None]:
+        """End an open transaction, and then put the driver's settings back; return why that failed.
+
+        Never the other way round: to switch autocommit on would commit.
+        """
+        if self._steps is None:  # "none": nothing is sent
+            return None if verdict == Verdict.CLEAN else Reason.RESET
+        conn = entry.conn
+        try:
+            if verdict in _OPEN:
+                self.core.totals.rollbacks += 1
+                yield Call(Step.ROLLBACK, adapter.rollback, conn, self._left(until))
+                verdict = self._settled(entry, adapter)
+            if verdict == Verdict.ALTERED or not adapter.sees_transactions:
+                yield Call(Step.RESTORE, adapter.restore, conn, entry.baseline, self._left(until))
+                verdict = self._settled(entry, adapter)
+        except Exception:
+            return Reason.RESET_FAILED  # counted; the borrower is done and owes nothing
+        return _UNFIT.get(verdict, Reason.BROKEN)
+
+    def _reset_parts(
+        self,
+        entry: Entry[C],
+        adapter: Adapter[C],
+        parts: tuple[Part, ...],
+        until: float | None,
+        *,
+        deferred: bool,
+    ) -> Flow[Reason | None]:
+        """Do the parts of a policy, or, *deferred*, only send them; return why that failed."""
+        conn = entry.conn
+        try:
+            token = yield Call(
+                Step.SEND_RESET,
+                adapter.send_reset,
+                conn,
+                entry.baseline,
+                entry.memory,
+                parts,
+                self._left(until),
+            )
+            if token is not None:
+                if deferred:
+                    entry.pending = token  # the next borrower reads the answer; it has come by then
+                    return None
+                yield Call(Step.READ_RESET, adapter.read_reset, conn, token, self._left(until))
+        except Exception:
+            return Reason.RESET_FAILED
+        return _UNFIT.get(self._settled(entry, adapter), Reason.BROKEN)
+
+    def _hook(
+        self, entry: Entry[C], step: Step, hook: Callable[[Any], object] | None, until: float | None
+    ) -> Flow[Exception | None]:
+        """Call a function of the user's with a connection; return its error.
+
+        A transaction that it leaves open is committed: a SET is undone by a rollback, and whoever wrote
+        it meant it.  What the function does cannot be limited, but at *until* its connection is cut, and
+        so it ends if it waits for the server.
+        """
+        if hook is None:
+            return None
+        conn, slot = entry.conn, entry.slot
+        if until is not None:
+            self.core.limit(slot, until)
+            yield Watch(until)
+        cut = False
+        try:
+            failure = yield from self._call_hook(conn, entry.baseline, step, hook)
+        finally:
+            if until is not None:
+                cut = self.core.unlimit(slot)
+        if cut:
+            late = self._error(PoolTimeout, f"{step.value} did not return in time: its connection was cut")
+            late.__cause__ = failure
+            return late
+        return failure
+
+    def _call_hook(
+        self, conn: C, baseline: object, step: Step, hook: Callable[[Any], object]
+    ) -> Flow[Exception | None]:
+        """Call a hook and commit what it has left open; return its error.
+
+        It gets no entry: the error is the borrower's, and its traceback would own the entry.
+        """
+        adapter = self._adapter()
+        try:
+            if step is Step.ON_CONNECT:
+                # An empty context: what a task or request has set must not leak into a connection of
+                # everybody.
+                yield Call(step, Context().run, hook, conn)
+            else:
+                yield Call(step, hook, conn)
+            verdict = adapter.verdict(conn, baseline)
+            if verdict == Verdict.DIRTY:
+                yield Call(Step.COMMIT, adapter.commit, conn)
+                verdict = self._judged(conn, baseline, adapter)
+        except Exception as exc:
+            return exc
+        if verdict > Verdict.ALTERED:
+            return self._error(PoolMisuse, f"{step.value} left the connection {verdict.name.lower()}")
         return None
 
-    def _rest(self, entry: Entry[C], now: float, look_after: float) -> None:
-        """Note that an entry is idle from *now* on, and needs no closer look for so many seconds."""
+    def _rest(self, entry: Entry[C], now: float) -> None:
+        """Note that an entry is idle from *now* on."""
         entry.idle_since = now
-        entry.check_at = min(now + look_after, entry.expires)
+        if entry.pending is not None or self.core.options.on_acquire is not None:
+            entry.check_at = -inf  # whoever takes it has something to do first
+        else:
+            entry.check_at = min(now + self._quiet(entry), entry.expires)
+
+    def _quiet(self, entry: Entry[C]) -> float:
+        """Return the seconds idle for which an entry is lent without a closer look."""
+        return self.look_after if entry.lent_at else max(self.look_after, upkeep.NEWBORN)
+
+    def _left(self, until: float | None) -> float | None:
+        """Return the seconds left until an instant."""
+        return None if until is None else max(0.0, until - self._clock())
+
+    def _is_dead(self, exc: Exception, adapter: Adapter[C]) -> bool:
+        """Tell whether an error is the connection's own fault."""
+        try:
+            return adapter.fault(exc, dialling=False) is Fault.DEAD
+        except Exception as error:
+            exc.add_note(f"and its adapter could not say what kind of fault that is: {error!r}")
+            return False
 
     def _settled(self, entry: Entry[C], adapter: Adapter[C]) -> Verdict:
-        """Return the verdict after a COMMIT or ROLLBACK that the server has confirmed.
+        """Return the verdict on an entry after an end of its transaction that the server confirmed."""
+        return self._judged(entry.conn, entry.baseline, adapter)
+
+    def _judged(self, conn: C, baseline: object, adapter: Adapter[C]) -> Verdict:
+        """Return the verdict after a COMMIT, ROLLBACK or reset that the server has confirmed.
 
         An adapter that cannot see transactions answers DIRTY to the end of time; the server's answer
         is proof enough then.
         """
-        verdict = adapter.verdict(entry.conn, entry.baseline)
+        verdict = adapter.verdict(conn, baseline)
         if verdict == Verdict.DIRTY and not adapter.sees_transactions:
             return Verdict.CLEAN
         return verdict
@@ -366,6 +590,8 @@ class Flows(Generic[C]):
 
     def upkeep(self) -> Flow[None]:
         """Do what time asks for: prune, give up what is overdue, dial again, keep `min_idle`."""
+        for conn in self.core.overstayed(self._clock()):
+            self._abort(conn)
         self.core.prune(self._clock())
         yield from self.follow_up()
 
@@ -393,6 +619,7 @@ class Flows(Generic[C]):
         """Dial, adopt, prepare and deliver one connection."""
         core, slot = self.core, entry.slot
         began = self._clock()
+        failure: Exception | None = None
         try:
             if self._connect is not None:
                 conn = yield Call(Step.CONNECT, self._connect)
@@ -404,36 +631,37 @@ class Flows(Generic[C]):
             adapter = self.adapter or self._decide(conn)
             entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
             entry.verdict = adapter.verdict
+            if self._parts:
+                self._check_parts(adapter)
+                timeout = core.options.connect_timeout
+                entry.memory = yield Call(Step.REMEMBER, adapter.remember, conn, self._parts, timeout)
             if core.options.on_connect is not None:
-                yield from self._prepare(entry, adapter, core.options.on_connect)
+                failure = yield from self._hook(entry, Step.ON_CONNECT, core.options.on_connect, None)
+                if failure is not None:
+                    raise failure
+                # What the hook has set is what the connection comes back to.
+                entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
             now = self._clock()
             entry.expires = upkeep.expiry(now, core.options.max_lifetime, self._chance())
-            self._rest(entry, now, max(self.look_after, upkeep.NEWBORN))
+            self._rest(entry, now)
             core.opened(entry, now - began)
         except BaseException as exc:
+            failure = None  # else its traceback and this frame would keep each other alive
             core.dial_failed(entry, exc, fatal=self._is_fatal(exc), now=self._clock(), chance=self._chance())
             if not isinstance(exc, Exception):
                 raise
-
-    def _prepare(
-        self, entry: Entry[C], adapter: Adapter[C], on_connect: Callable[[Any], object]
-    ) -> Flow[None]:
-        """Run the user's hook on a new connection; keep what it did."""
-        # An empty context: what a task or request has set must not leak into a connection of everybody.
-        yield Call(Step.ON_CONNECT, Context().run, on_connect, entry.conn)
-        verdict = adapter.verdict(entry.conn, entry.baseline)
-        if verdict == Verdict.DIRTY:
-            # SET and its like are undone by a rollback; a hook that forgot to commit meant them.
-            yield Call(Step.COMMIT, adapter.commit, entry.conn)
-            verdict = self._settled(entry, adapter)
-        if verdict != Verdict.CLEAN:
-            raise self._error(PoolMisuse, f"on_connect left the connection {verdict.name.lower()}")
 
     def _close(self, slot: Slot) -> Flow[None]:
         """Close one connection and free its place."""
         conn, adapter = slot.conn, self.adapter
         if conn is not None and adapter is not None:
+            hook = self.core.options.on_close
             try:
+                if hook is not None and slot.opened:
+                    try:
+                        yield Call(Step.ON_CLOSE, Context().run, hook, conn)
+                    except Exception as exc:
+                        yield Report(exc, hook)
                 yield Call(Step.CLOSE, adapter.close, conn, upkeep.CLOSE_GRACE)
             except BaseException as exc:
                 self._abort(conn)
@@ -455,16 +683,22 @@ class Flows(Generic[C]):
         assert self.adapter is not None, "there is a connection, so its adapter is known"
         return self.adapter
 
-    def _settle(self, adapter: Adapter[C]) -> Adapter[C]:
-        self.adapter = adapter
-        return adapter
+    def _check_parts(self, adapter: Adapter[C]) -> None:
+        """Refuse a reset policy with parts that a driver's adapter does not know."""
+        unknown = [part for part in self._parts if part not in adapter.parts]
+        if unknown:
+            known = ", ".join(sorted(adapter.parts)) or "none; give a callable instead"
+            raise PoolMisuse(
+                f"reset: the adapter for {adapter.name} does not know {', '.join(unknown)}; it knows: {known}"
+            )
 
     def _decide(self, first: object) -> Adapter[C]:
         """Choose the adapter by the first connection."""
         assert self._connect is not None, "an adapter that was given is known from the beginning"
         adapter = adapter_for(first, self._connect)
         assert adapter is not None, "only an exception can leave the driver unknown"
-        return self._settle(adapter)
+        self.adapter = adapter  # known from here on: what it refuses is closed by it
+        return adapter
 
     def _is_fatal(self, exc: BaseException) -> bool:
         """Tell whether dialling again is pointless."""
@@ -475,7 +709,7 @@ class Flows(Generic[C]):
             if adapter is None and self._connect is not None:
                 adapter = adapter_for(exc, self._connect)
                 if adapter is not None:
-                    self._settle(adapter)
+                    self.adapter = adapter
             return adapter is not None and adapter.fault(exc, dialling=True) is Fault.AUTH
         except Exception as error:
             exc.add_note(f"and its adapter could not say what kind of fault that is: {error!r}")
@@ -566,7 +800,15 @@ def _is_adapter(source: object) -> TypeGuard[Adapter[Any]]:
     return hasattr(source, "verdict") and not isinstance(source, type)
 
 
-_OPEN = (Verdict.DIRTY, Verdict.FAILED)
+_OPEN: Final = (Verdict.DIRTY, Verdict.FAILED)
+
+_UNFIT: Final[dict[Verdict, Reason | None]] = {Verdict.CLEAN: None, Verdict.SPENT: Reason.RESET}
+"""Why a connection that should be clean is not; what is not here is BROKEN."""
+
+_CUT_SHORT: Final = (
+    "the block ended in the middle of an exchange with the server (a result, COPY or pipeline left half "
+    "done, or a connection that was lost): what the block itself had not committed is lost"
+)
 
 
 def _within(timeout: float | None, waited: float) -> str:

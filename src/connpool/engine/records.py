@@ -90,6 +90,8 @@ class Entry(Generic[C]):
         "holds",
         "idle_since",
         "lent_at",
+        "memory",
+        "pending",
         "slot",
         "verdict",
     )
@@ -101,6 +103,8 @@ class Entry(Generic[C]):
         self.holds = slot.holds
         self.batch = batch  # fold when so many durations are collected
         self.baseline: object = None  # the adapter's, for its verdict
+        self.memory: object = None  # the adapter's, for its resets
+        self.pending: object = None  # the adapter's: a reset was sent, its answer is still to be read
         self.doomed: Reason | None = None  # set by evict, resize, shut; never cleared
         self.check_at = 0.0  # look closer from here; written by the holder only
         self.expires = inf

@@ -30,7 +30,10 @@ class Reason(StrEnum):
     DEAD = "dead"
     UNANSWERED = "unanswered"
     BROKEN = "broken"
+    SPENT = "spent"
+    RESET = "reset"
     RESET_FAILED = "reset_failed"
+    HOOK = "hook"
     EVICTED = "evicted"
     SURPLUS = "surplus"
     DETACHED = "detached"
@@ -125,6 +128,7 @@ class Totals:
     timeouts: int = 0
     overloads: int = 0
     rollbacks: int = 0
+    resets: int = 0
     discards: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(Reason, 0))
     use: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
@@ -177,6 +181,10 @@ class PoolStats:
     """Connections discarded, by reason."""
     rollbacks: int
     """Rollbacks that the pool made for a borrower who left a transaction open."""
+    resets: int
+    """Resets, by the parts and callables of a policy, that connections came through."""
+    dedicated: int
+    """Connections outside of the rotation, from `ConnectionPool.dedicated`; they are no part of the size."""
     wait: Histogram
     """How long queued acquires waited."""
     use: Histogram

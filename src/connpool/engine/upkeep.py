@@ -39,6 +39,12 @@ It cures a wake-up lost to an exception that struck between two bytecodes, does 
 that could not be started, and lets Ctrl-C through where a lock cannot be interrupted (Windows).
 """
 
+ANSWER_GRACE = 0.1
+"""Seconds that a caller waits for the answer to a reset, and for `on_acquire`, whatever is left of its time.
+
+The answer is on its way, or has come: to discard a healthy connection for a round trip helps nobody.
+"""
+
 LOOK_ANYWAY = 60.0
 """Seconds idle after which an entry's age is looked at, also where probes and pings are switched off."""
 
