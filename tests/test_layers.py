@@ -1,8 +1,8 @@
 """The layers: a module imports only from lower ones.
 
-    0  errors, options, adapter               what everybody may read
+    0  errors, reset, options, adapter        what everybody may read
     1  engine                                 no thread, event loop, clock, driver or logging
-    2  threads, deadlines, pool, async_pool   the runtimes
+    2  threads, deadlines, guard, pool, ...   the runtimes
     3  everything else                        public names only; adapters: one third party each
 
 Imports under `if TYPE_CHECKING:` and inside functions count: a layer is about what one has to
@@ -20,9 +20,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 LAYERS = (
-    ("connpool._version", "connpool.errors", "connpool.options", "connpool.adapter"),
+    ("connpool._version", "connpool.errors", "connpool.reset", "connpool.options", "connpool.adapter"),
     ("connpool.engine",),
-    ("connpool.threads", "connpool.deadlines", "connpool.pool", "connpool.async_pool"),
+    ("connpool.threads", "connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
 )
 TOP = len(LAYERS)
 
@@ -30,6 +30,7 @@ TOP = len(LAYERS)
 # the names in connpool itself.
 PUBLIC = (
     "connpool.errors",
+    "connpool.reset",
     "connpool.options",
     "connpool.adapter",
     "connpool.pool",
@@ -41,6 +42,7 @@ NOT_PUBLIC = (
     "connpool.engine",
     "connpool.threads",
     "connpool.deadlines",
+    "connpool.guard",
     "connpool.facade",
     "connpool.metrics",
     "connpool.integrations",

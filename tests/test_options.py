@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from connpool import reset
 from connpool.options import DEFAULT, PoolOptions, check_timeout
 
 SECONDS = {  # whether 0 and None mean something
@@ -23,8 +24,10 @@ WHOLE = {  # the least, and whether None means something
     "max_waiting": (0, True),
     "max_connecting": (1, False),
     "max_uses": (1, True),
+    "max_dedicated": (0, False),
 }
-OTHER = {"on_connect", "name"}
+HOOKS = {"on_connect", "on_acquire", "on_release", "on_close"}
+OTHER = {*HOOKS, "reset", "debug", "name"}
 
 # Without the rules that compare two options.
 ALONE: dict[str, Any] = {"probe_after": None, "ping_after": None}
@@ -120,14 +123,57 @@ def test_none_only_where_it_means_something(name: str) -> None:
         assert "or None" not in text
 
 
-# -- hooks and names ---------------------------------------------------------------------------------
+# -- hooks, switches ---------------------------------------------------------------------------------
 
 
-def test_hook_is_callable_or_none() -> None:
-    assert options(on_connect=print).on_connect is print
-    assert options(on_connect=None).on_connect is None
-    text = refusal(TypeError, on_connect="SET x")
-    assert text == "on_connect='SET x': must be callable with a connection, or None"
+@pytest.mark.parametrize("name", sorted(HOOKS))
+def test_hook_is_callable_or_none(name: str) -> None:
+    assert getattr(options(**{name: print}), name) is print
+    assert getattr(options(**{name: None}), name) is None
+    text = refusal(TypeError, **{name: "SET x"})
+    assert text == f"{name}='SET x': must be callable with a connection, or None"
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes"])
+def test_debug_is_on_or_off(value: object) -> None:
+    assert options(debug=True).debug
+    assert refusal(TypeError, debug=value) == f"debug={value!r}: must be True or False"
+
+
+# -- the reset policy --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "found"),
+    [
+        ("none", None),
+        ([], None),
+        ("rollback", ()),
+        (reset.rollback, ()),
+        ("full", (("full",),)),
+        (print, (print,)),
+        ([reset.unlock, "unlisten", print, "full"], (("unlock", "unlisten"), print, ("full",))),
+        (("rollback", print, print), (print, print)),
+    ],
+)
+def test_policy_becomes_steps_in_which_parts_stay_together(policy: Any, found: object) -> None:
+    assert options(reset=policy).reset is policy
+    assert reset.steps(policy) == found
+
+
+@pytest.mark.parametrize("value", ["", "Full", "rollback;full", ["full", "everything"], ["none"]])
+def test_unknown_policy_is_refused_with_those_there_are(value: Any) -> None:
+    text = refusal(ValueError, reset=value)
+    assert text.startswith(f'reset={value!r}: must be "rollback", "full", "none", a callable')
+    assert all(part in text for part in reset.Part)
+
+
+@pytest.mark.parametrize("value", [None, 1, True, {"full"}, [1], [None], b"full"])
+def test_policy_is_a_name_a_callable_or_a_list(value: Any) -> None:
+    assert refusal(TypeError, reset=value).startswith(f"reset={value!r}: must be ")
+
+
+# -- names -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["", 7, b"pool"])

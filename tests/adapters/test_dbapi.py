@@ -1,4 +1,4 @@
-"""Any DB-API driver: the contract over sqlite3, psycopg and PyMySQL; the rest over fakes."""
+"""Any DB-API driver: the contract over sqlite3, psycopg, psycopg2 and PyMySQL; the rest over fakes."""
 
 import socket
 import sqlite3
@@ -11,19 +11,25 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import psycopg
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
 import pymysql
 import pymysql.cursors
 import pytest
 from servers.fixtures import FaultProxy, MariaDB, PostgreSQL
 
-from adapters.contract import LIMIT, SHORT, SOON, AdapterContract, Harness
+from adapters.contract import FULL, LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for
 from connpool.adapters.dbapi import DBAPIAdapter
 from connpool.errors import PoolMisuse
+from connpool.reset import Part
 
 NO_URL = "a URL names a driver"
 NO_ERRORS = "the driver is not known when the module is written"
 NOT_CHOSEN = "the driver has an adapter of its own"
+NOT_COMPARED = "the verdict does not come to the settings, because it sees no transaction"
+NO_PARTS = "nothing is known of resets with this driver"
 
 
 # -- the contract, over sqlite3 ----------------------------------------------------------------------
@@ -42,6 +48,8 @@ class SQLiteHarness(Harness):
             "url": NO_URL,
             "errors": NO_ERRORS,
             "around": NOT_CHOSEN,
+            "alter": "to read an attribute of an unknown driver may take a round trip",
+            "full": NO_PARTS,
             **({} if sys.version_info >= (3, 12) else {"autocommit": "new in Python 3.12"}),
         }
     )
@@ -71,7 +79,7 @@ class TestSQLite(AdapterContract):
 
 class PsycopgHarness(Harness):
     operational_error = psycopg.OperationalError
-    lacks = MappingProxyType({"url": NO_URL, "errors": NO_ERRORS, "around": NOT_CHOSEN})
+    lacks = MappingProxyType({"url": NO_URL, "errors": NO_ERRORS, "around": NOT_CHOSEN, "full": NO_PARTS})
 
     def __init__(self, server: PostgreSQL, database: str) -> None:
         self.server = server
@@ -107,12 +115,321 @@ class PsycopgHarness(Harness):
     def slow(self, conn: psycopg.Connection) -> None:
         conn.execute("SELECT pg_sleep(60)")
 
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        return put(
+            isolation_level=psycopg.IsolationLevel.SERIALIZABLE,
+            read_only=False,
+            deferrable=True,
+            row_factory=psycopg.rows.namedtuple_row,
+            cursor_factory=psycopg.ClientCursor,
+            server_cursor_factory=type("ServerCursor", (psycopg.ServerCursor,), {}),
+            prepare_threshold=0,
+            autocommit=True,
+        )
+
+    def settings(self, conn: Any) -> object:
+        return [getattr(conn, name) for name in self.alterations()]
+
 
 @pytest.mark.server
 class TestPsycopg(AdapterContract):
     @pytest.fixture
     def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> Harness:
         return PsycopgHarness(postgresql, postgresql_database)
+
+
+# -- over psycopg2 -----------------------------------------------------------------------------------
+
+
+class OwnCursor(psycopg2.extensions.cursor):
+    """A borrower's own class of cursors."""
+
+
+class Psycopg2Harness(Harness):
+    operational_error = psycopg2.OperationalError
+    lacks = MappingProxyType(
+        {"url": NO_URL, "errors": NO_ERRORS, "leave_unread": "psycopg2 reads every result to its end"}
+    )
+
+    def __init__(self, server: PostgreSQL, database: str) -> None:
+        self.server = server
+        self.params: dict[str, Any] = {**server.params_for(dbname=database)}
+
+    def adapter(self) -> Adapter[Any]:
+        return DBAPIAdapter(psycopg2.connect, **self.params)
+
+    def connect(self) -> Any:
+        return psycopg2.connect(**self.params)
+
+    def bad_dials(self) -> Any:
+        nobody = DBAPIAdapter(psycopg2.connect, **self.params | {"dbname": "no_such_database"})
+        refused = DBAPIAdapter(psycopg2.connect, **self.params | {"port": closed_port()})
+        dead = frozenset({Fault.DEAD})
+        return {"unknown database": (nobody, dead), "refused port": (refused, dead)}
+
+    @contextmanager
+    def black_hole(self) -> Iterator[tuple[Adapter[Any], Callable[[], object]]]:
+        with FaultProxy(self.server.address) as proxy:
+            params = self.params | {"host": proxy.host, "port": proxy.port}
+            yield DBAPIAdapter(psycopg2.connect, **params), proxy.black_hole
+
+    def fail(self, conn: Any) -> None:
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            self.run(conn, "SELECT 1 / 0")
+
+    def kill(self, conn: Any) -> None:
+        self.server.execute("SELECT pg_terminate_backend(%s, 5000)", conn.info.backend_pid)
+
+    def slow(self, conn: Any) -> None:
+        self.run(conn, "SELECT pg_sleep(60)")
+
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        return {
+            "commit by hand": commit_by_hand,
+            "notice": notice,
+            "notify": notify_itself,
+            **put(
+                isolation_level=psycopg2.extensions.ISOLATION_LEVEL_SERIALIZABLE,
+                readonly=False,
+                deferrable=True,
+                cursor_factory=OwnCursor,
+                notices=["its borrower's"],
+                notifies=["its borrower's"],
+                autocommit=True,
+            ),
+            "encoding": lambda conn: conn.set_client_encoding("LATIN1"),
+        }
+
+    def settings(self, conn: Any) -> object:
+        names = ("isolation_level", "readonly", "deferrable", "cursor_factory", "autocommit")
+        return (
+            [getattr(conn, name) for name in (*names, "encoding", "status")],
+            id(conn.notices),
+            id(conn.notifies),
+            *conn.notices,
+            *(conn.notifies),
+        )
+
+    def change_session(self, conn: Any) -> None:
+        for statement in (
+            "SET statement_timeout = '54321ms'",
+            "SET search_path TO leak, public",
+            "SET datestyle TO german",
+            "SET client_encoding TO latin2",
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "CREATE TEMPORARY TABLE leak (a integer)",
+            "PREPARE leak AS SELECT 4711",
+            "DECLARE leak CURSOR WITH HOLD FOR SELECT 4711",
+            "SELECT pg_advisory_lock(4711)",
+            "LISTEN leak",
+        ):
+            self.run(conn, statement)
+        conn.commit()
+        psycopg2.extensions.register_type(psycopg2.extensions.UNICODEARRAY, conn)
+
+    def session(self, conn: Any) -> object:
+        shown = self.run(
+            conn,
+            "SELECT current_setting('statement_timeout'), current_setting('search_path'),"
+            " current_setting('datestyle'), current_setting('client_encoding'),"
+            " current_setting('default_transaction_isolation'),"
+            " (SELECT count(*) FROM pg_class WHERE relname = 'leak'),"
+            " (SELECT count(*) FROM pg_prepared_statements WHERE name = 'leak'),"
+            " (SELECT count(*) FROM pg_cursors WHERE name = 'leak'),"
+            " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
+            " array(SELECT pg_listening_channels())",
+        )
+        return shown, dict(conn.string_types)
+
+
+def put(**values: Any) -> dict[str, Callable[[Any], object]]:
+    """Return functions that set one attribute each."""
+
+    def setter(name: str) -> Callable[[Any], object]:
+        return lambda conn: setattr(conn, name, values[name])
+
+    return {name: setter(name) for name in values}
+
+
+def run(conn: Any, statement: str) -> list[Any]:
+    cursor = conn.cursor()
+    cursor.execute(statement)
+    return list(cursor.fetchall()) if cursor.description else []
+
+
+def commit_by_hand(conn: Any) -> None:
+    """Leave psycopg2 in the belief that its transaction is open."""
+    run(conn, "COMMIT")
+    assert conn.status == psycopg2.extensions.STATUS_IN_TRANSACTION
+
+
+def notice(conn: Any) -> None:
+    run(conn, "DO $$ BEGIN RAISE NOTICE 'for its borrower'; END $$")
+    conn.commit()
+    assert conn.notices
+
+
+def notify_itself(conn: Any) -> None:
+    run(conn, "LISTEN itself")
+    run(conn, "NOTIFY itself")
+    conn.commit()
+    run(conn, "UNLISTEN itself")
+    conn.commit()
+    assert conn.notifies
+
+
+@pytest.mark.server
+class TestPsycopg2(AdapterContract):
+    @pytest.fixture
+    def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> Harness:
+        return Psycopg2Harness(postgresql, postgresql_database)
+
+    def test_a_borrowers_own_empty_list_gets_nothing_of_the_next_ones(self, lent: Lent) -> None:
+        own, its = lent.conn.notices, []  # type: ignore[var-annotated]
+        lent.conn.notices = its
+        assert lent.verdict() is Verdict.ALTERED
+        lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+        notice(lent.conn)
+        assert its == []
+        assert lent.conn.notices is own
+
+    def test_what_was_appended_while_it_was_opened_is_no_alteration(self, lent: Lent) -> None:
+        notice(lent.conn)
+        lent.adopt_again()
+        assert lent.verdict() is Verdict.CLEAN
+        assert lent.conn.notices == []
+
+    def test_a_log_in_place_of_the_list_is_let_be(self, lent: Lent) -> None:
+        class Log:
+            def __init__(self) -> None:
+                self.got: list[str] = []
+
+            def append(self, message: str) -> None:
+                self.got.append(message)
+
+        log = lent.conn.notices = Log()
+        lent.adopt_again()
+        run(lent.conn, "DO $$ BEGIN RAISE NOTICE 'for the log'; END $$")
+        lent.conn.commit()
+        assert len(log.got) == 1
+        assert lent.verdict() is Verdict.CLEAN
+        lent.conn.notices = []
+        assert lent.verdict() is Verdict.ALTERED
+        lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+        assert lent.conn.notices is log
+
+    def test_settings_alone_are_put_back_without_a_word_to_the_server(
+        self, postgresql: PostgreSQL, lent: Lent
+    ) -> None:
+        lent.conn.set_session(isolation_level="SERIALIZABLE", readonly=True, deferrable=True)
+        lent.conn.cursor_factory = OwnCursor
+        mark = postgresql.mark()
+        lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+        assert lent.verdict() is Verdict.CLEAN
+        session = lent.conn.info.backend_pid
+        assert [each.text for each in postgresql.statements(mark) if each.session == session] == []
+
+    def test_a_full_reset_is_one_round_trip_and_so_are_parts(
+        self, postgresql: PostgreSQL, lent: Lent
+    ) -> None:
+        memory = lent.adapter.remember(lent.conn, FULL, LIMIT)
+        mark = postgresql.mark()
+        lent.reset(memory)
+        lent.reset(None, (Part.DEALLOCATE, Part.UNLISTEN, Part.DEALLOCATE))
+        session = lent.conn.info.backend_pid
+        sent = [each.text for each in postgresql.statements(mark) if each.session == session]
+        assert sent == ["DISCARD ALL", "DEALLOCATE ALL; UNLISTEN *"]
+
+    @pytest.mark.parametrize("autocommit", [False, True])
+    def test_characteristics_hold_after_every_way_of_coming_back(self, lent: Lent, autocommit: bool) -> None:
+        characteristics = (
+            "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+        )
+        conn, adapter = lent.conn, lent.adapter
+        conn.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=autocommit)
+        lent.adopt_again()
+        memory = adapter.remember(conn, FULL, LIMIT)
+
+        def borrow() -> None:
+            assert lent.verdict() is Verdict.CLEAN
+            assert run(conn, characteristics) == [("repeatable read", "on")]
+            adapter.rollback(conn, LIMIT)
+            conn.set_session(isolation_level="SERIALIZABLE", readonly=False, autocommit=not autocommit)
+
+        for _ in range(2):
+            borrow()
+            adapter.restore(conn, lent.baseline, LIMIT)
+            borrow()
+            lent.reset(memory)
+            borrow()
+            lent.reset(None, (Part.RESET_SETTINGS,))
+            borrow()
+            conn.autocommit = autocommit
+            lent.reset(None, (Part.DEALLOCATE, Part.UNLOCK))
+
+    def test_reset_settings_brings_the_encoding_and_the_dates_that_the_driver_relies_on(
+        self, harness: Harness, postgresql: PostgreSQL, postgresql_database: str
+    ) -> None:
+        postgresql.execute(f"ALTER DATABASE {postgresql_database} SET datestyle TO german")
+        other = Lent(harness.adapter())
+        other.conn.set_client_encoding("LATIN1")
+        other.adopt_again()
+        for encoding in ("LATIN1", "LATIN2"):
+            other.conn.set_client_encoding(encoding)
+            other.reset(None, (Part.RESET_SETTINGS,))
+            assert other.verdict() is Verdict.CLEAN
+            assert run(other.conn, "SHOW client_encoding") == [("LATIN1",)]
+            assert run(other.conn, "SELECT DATE '2026-02-01'")[0][0].month == 2
+            other.conn.rollback()
+        other.adapter.close(other.conn, LIMIT)
+
+    def test_every_part_does_what_it_says(self, harness: Harness, postgresql: PostgreSQL, lent: Lent) -> None:
+        settings = ("timeout", "path", "dates", "encoding", "isolation")
+        names = (*settings, "temp", "prepared", "cursor", "lock", "listening", "role")
+        undone: dict[Part, set[str]] = {
+            Part.RESET_SETTINGS: {*settings},
+            Part.RESET_ROLE: {"role"},
+            Part.DISCARD_TEMP: {"temp"},
+            Part.DEALLOCATE: {"prepared"},
+            Part.CLOSE_CURSORS: {"cursor"},
+            Part.UNLOCK: {"lock"},
+            Part.UNLISTEN: {"listening"},
+        }
+        postgresql.execute("GRANT pg_monitor TO app")
+
+        def session() -> dict[str, object]:
+            role = run(lent.conn, "SELECT current_user")
+            shown: Any = self.session(harness, lent)
+            return dict(zip(names, (*shown[0][0], role), strict=True))
+
+        at_connect = session()
+        harness.change_session(lent.conn)
+        run(lent.conn, "SET ROLE pg_monitor")
+        lent.conn.commit()
+        left = session()
+        assert all(left[name] != at_connect[name] for name in names)
+        for part, what in undone.items():
+            lent.reset(None, (part,))
+            now = session()
+            assert {name for name in names if now[name] != left[name]} == what, part
+            left = now
+        assert left == at_connect
+
+    def test_discard_sequences_forgets_what_currval_remembers(self, lent: Lent) -> None:
+        run(lent.conn, "CREATE SEQUENCE s")
+        run(lent.conn, "SELECT nextval('s')")
+        lent.conn.commit()
+        assert run(lent.conn, "SELECT currval('s')") == [(1,)]
+        lent.reset(None, (Part.DISCARD_PLANS, Part.DISCARD_SEQUENCES))
+        with pytest.raises(psycopg2.errors.ObjectNotInPrerequisiteState):
+            run(lent.conn, "SELECT currval('s')")
+
+    def test_a_prepared_second_phase_is_no_rest(self, lent: Lent) -> None:
+        # The server may not allow it, so the driver's state alone is looked at.
+        lent.conn.tpc_begin("global id")
+        assert lent.verdict() is Verdict.DIRTY
+        with pytest.raises(psycopg2.ProgrammingError):
+            lent.adapter.rollback(lent.conn, LIMIT)
 
 
 # -- over PyMySQL ------------------------------------------------------------------------------------
@@ -130,6 +447,8 @@ class PyMySQLHarness(Harness):
             "url": NO_URL,
             "errors": NO_ERRORS,
             "around": NOT_CHOSEN,
+            "alter": NOT_COMPARED,
+            "full": NO_PARTS,
         }
     )
 
@@ -161,6 +480,22 @@ class TestPyMySQL(AdapterContract):
     @pytest.fixture
     def harness(self, mariadb: MariaDB, mariadb_database: str) -> Harness:
         return PyMySQLHarness(mariadb, mariadb_database)
+
+    def test_restore_puts_back_what_the_verdict_cannot_come_to(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        before = lent.conn.cursorclass
+        for limit in (LIMIT, None):
+            lent.conn.autocommit(True)
+            lent.conn.cursorclass = pymysql.cursors.DictCursor
+            assert lent.verdict() is Verdict.DIRTY
+            lent.adapter.rollback(lent.conn, LIMIT)
+            lent.adapter.restore(lent.conn, lent.baseline, limit)
+            assert not lent.conn.get_autocommit()
+            assert lent.conn.cursorclass is before
+        harness.insert(lent.conn, 1)
+        lent.adapter.rollback(lent.conn, LIMIT)
+        assert table() == []
 
 
 def closed_port() -> int:
@@ -304,21 +639,56 @@ def test_attribute_that_means_something_else_is_not(attributes: dict[str, object
     assert adapter.verdict(conn, baseline) is Verdict.DIRTY
 
 
+class FakePsycopg2(FakeConnection):
+    """A connection of psycopg2's, as far as its state is looked at."""
+
+    __module__ = "psycopg2.extensions"
+    closed = 0
+    status = 1
+    transaction_status = 0
+    autocommit = False
+    isolation_level = readonly = deferrable = cursor_factory = None
+    encoding = "UTF8"
+
+    @property
+    def info(self) -> "FakePsycopg2":
+        return self
+
+    def set_session(self, **settings: object) -> None:
+        vars(self).update(settings)
+
+
 @pytest.mark.parametrize(
-    ("status", "verdict"),
+    ("transaction_status", "status", "verdict"),
     [
-        (0, Verdict.CLEAN),
-        (1, Verdict.BROKEN),
-        (2, Verdict.DIRTY),
-        (3, Verdict.FAILED),
-        (4, Verdict.BROKEN),
+        (0, 1, Verdict.CLEAN),
+        (0, 2, Verdict.ALTERED),  # it believes that a transaction is open, and would begin none
+        (0, 5, Verdict.BROKEN),  # prepared for a second phase
+        (1, 1, Verdict.BROKEN),
+        (2, 1, Verdict.DIRTY),
+        (2, 2, Verdict.DIRTY),
+        (3, 2, Verdict.FAILED),
+        (4, 2, Verdict.BROKEN),
     ],
 )
-def test_psycopg2_shows_the_state_of_its_transaction(status: int, verdict: Verdict) -> None:
-    conn = made_by("psycopg2.extensions", get_transaction_status=lambda self: self.status, status=0)
+def test_psycopg2_shows_the_state_of_its_transaction(
+    transaction_status: int, status: int, verdict: Verdict
+) -> None:
+    conn = FakePsycopg2()
     adapter, baseline = adopted(conn)
     assert adapter.sees_transactions
-    conn.status = status  # type: ignore[attr-defined] # a fake's
+    conn.transaction_status, conn.status = transaction_status, status
+    assert adapter.verdict(conn, baseline) is verdict
+
+
+@pytest.mark.parametrize(("closed", "verdict"), [(1, Verdict.SPENT), (2, Verdict.BROKEN)])
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_psycopg2_tells_who_has_closed_it(closed: int, verdict: Verdict, autocommit: bool) -> None:
+    # A transaction may have died with an autocommit connection, too: somebody may have said BEGIN.
+    conn = FakePsycopg2()
+    conn.autocommit = autocommit
+    adapter, baseline = adopted(conn)
+    conn.transaction_status, conn.closed = 4, closed
     assert adapter.verdict(conn, baseline) is verdict
 
 
@@ -340,6 +710,118 @@ def test_oracledb_shows_its_transaction_and_its_health() -> None:
     assert not adapter.alive(conn)
     adapter.ping(conn, LIMIT)
     assert conn.asked == ["ping()"]
+
+
+class FakeOracle(FakeConnection):
+    """A connection of python-oracledb's, whose attributes raise when it is closed."""
+
+    __module__ = "oracledb.connection"
+    autocommit = False
+    inputtypehandler = outputtypehandler = None
+    call_timeout = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._impl: object = self
+
+    @property
+    def transaction_in_progress(self) -> bool:
+        if self._impl is None:
+            raise InterfaceError("DPY-1001: not connected to database")
+        return False
+
+    @property
+    def stmtcachesize(self) -> int:
+        raise OperationalError("DPY-3001: this mode has none")
+
+
+@pytest.mark.parametrize(
+    "alteration",
+    [{"autocommit": True}, {"call_timeout": 5000}, {"inputtypehandler": print}, {"outputtypehandler": print}],
+    ids=str,
+)
+def test_oracledb_settings_are_compared_and_put_back(alteration: dict[str, object]) -> None:
+    conn = FakeOracle()
+    adapter, baseline = adopted(conn)
+    assert adapter.verdict(conn, baseline) is Verdict.CLEAN
+    vars(conn).update(alteration)
+    assert adapter.verdict(conn, baseline) is Verdict.ALTERED
+    adapter.restore(conn, baseline, LIMIT)
+    assert adapter.verdict(conn, baseline) is Verdict.CLEAN
+    assert conn.asked == []
+
+
+def test_oracledb_connection_that_its_borrower_closed_is_spent() -> None:
+    conn = FakeOracle()
+    adapter, baseline = adopted(conn)
+    conn._impl = None
+    assert adapter.verdict(conn, baseline) is Verdict.SPENT
+
+
+class FakeMySQLdb(FakeConnection):
+    """A connection of mysqlclient's: a session that was killed stays "open"."""
+
+    __module__ = "MySQLdb.connections"
+    open = 1
+    cursorclass: object = FakeCursor
+    on = False
+
+    def autocommit(self, on: bool) -> None:
+        self.ask(f"autocommit({on})")
+        self.on = on
+
+    def get_autocommit(self) -> bool:
+        return self.on
+
+
+def test_mysqlclient_settings_are_put_back_although_no_verdict_shows_them() -> None:
+    conn = FakeMySQLdb()
+    adapter, baseline = adopted(conn)
+    for _ in range(2):
+        conn.on, conn.cursorclass = True, object
+        assert adapter.verdict(conn, baseline) is Verdict.DIRTY
+        adapter.restore(conn, baseline, LIMIT)
+        assert (conn.get_autocommit(), conn.cursorclass) == (False, FakeCursor)
+    adapter.restore(conn, baseline, LIMIT)
+    assert conn.asked == ["autocommit(False)"] * 2
+
+
+def test_mysqlclient_connection_that_its_borrower_closed_is_spent() -> None:
+    conn = FakeMySQLdb()
+    adapter, baseline = adopted(conn)
+    conn.open = 0
+    assert adapter.verdict(conn, baseline) is Verdict.SPENT
+
+
+def test_pymysql_tells_who_has_closed_it() -> None:
+    conn: Any = made_by("pymysql.connections", open=True, _closed=False, get_autocommit=lambda self: True)
+    adapter, baseline = adopted(conn)
+    conn.open = False
+    assert adapter.verdict(conn, baseline) is Verdict.BROKEN
+    conn._closed = True
+    assert adapter.verdict(conn, baseline) is Verdict.SPENT
+
+
+def test_no_setting_of_an_unknown_driver_is_looked_at() -> None:
+    # mysql-connector's property runs a query.
+    asking = property(lambda self: self.ask("SELECT @@session.autocommit"))
+    conn = made_by("mysql.connector.connection", autocommit=asking, isolation_level=asking, notices=asking)
+    adapter, baseline = adopted(conn)
+    assert adapter.verdict(conn, baseline) is Verdict.DIRTY
+    adapter.restore(conn, baseline, LIMIT)
+    assert conn.asked == []
+
+
+def test_all_parts_may_be_known_until_the_driver_is() -> None:
+    adapter = DBAPIAdapter.around(lambda: made_by("somedriver"))
+    assert adapter.parts == {*Part} - {Part.ROLLBACK}
+    adapter.adopt(adapter.connect(LIMIT))
+    assert not adapter.parts
+    adapter.adopt(FakePsycopg2())
+    assert {Part.FULL, Part.DISCARD_ALL, Part.UNLOCK} <= {*adapter.parts}
+    assert Part.RESET_CONNECTION not in adapter.parts
+    adapter.adopt(FakeMySQLdb())
+    assert not adapter.parts
 
 
 def test_state_that_cannot_be_read_is_broken() -> None:
@@ -413,17 +895,15 @@ def test_commit_that_fails_is_the_borrowers_error() -> None:
 
 
 def test_transaction_begun_by_hand_is_ended_where_the_driver_shows_it() -> None:
-    class Connection(FakeConnection):
-        status = 0
-
-        def get_transaction_status(self) -> int:
-            return self.status
+    class Connection(FakePsycopg2):
+        autocommit = True
 
         def ask(self, what: str) -> None:
             super().ask(what)
-            self.status = {"BEGIN": 2, "COMMIT": 0, "ROLLBACK": 0}.get(what, self.status)
+            self.transaction_status = {"BEGIN": 2, "COMMIT": 0, "ROLLBACK": 0}.get(
+                what, self.transaction_status
+            )
 
-    Connection.__module__ = "psycopg2.extensions"
     conn = Connection()
     adapter, baseline = adopted(conn)
     conn.ask("BEGIN")
@@ -604,6 +1084,7 @@ MySQLError = type("OperationalError", (Error,), {"__module__": "MySQLdb"})
         (OperationalError("08S01", "[08S01] Communication link failure"), Fault.DEAD),
         (OperationalError("HYT00", "[HYT00] Query timeout expired"), Fault.ORDINARY),
         (MySQLError(2006, "gone away"), Fault.DEAD),
+        (MySQLError(2002, "Can't connect to server"), Fault.DEAD),
         (MySQLError(1040, "Too many connections"), Fault.FULL),
         (MySQLError(1045, "Access denied"), Fault.AUTH),
         (MySQLError(1213, "Deadlock found"), Fault.ORDINARY),

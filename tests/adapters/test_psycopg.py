@@ -2,7 +2,11 @@
 
 import contextlib
 import gc
+import itertools
+import os
 import select
+import socket
+import sys
 import threading
 import timeit
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +15,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from engine.explorer import each_bytecode
 from psycopg import errors, pq
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, namedtuple_row
+from psycopg.types.string import TextLoader
 from servers import FaultProxy, PostgreSQL, free_port
 
 from adapters.contract import LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
@@ -24,6 +30,7 @@ from connpool.adapters.psycopg import (
     PsycopgPoolUnavailable,
 )
 from connpool.errors import PoolMisuse, PoolTimeout
+from connpool.reset import Part
 
 pytestmark = pytest.mark.server
 
@@ -80,6 +87,76 @@ class PsycopgHarness(Harness):
 
     def slow(self, conn: psycopg.Connection) -> None:
         conn.execute("select pg_sleep(60)")
+
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        def put(name: str, value: object) -> Callable[[Any], object]:
+            return lambda conn: setattr(conn, name, value)
+
+        class Cursor(psycopg.ClientCursor[Any]):
+            pass
+
+        class ServerCursor(psycopg.ServerCursor[Any]):
+            pass
+
+        return {
+            # First: with a handler it would not be kept.
+            "notifies": notify_itself,
+            "isolation_level": put("isolation_level", psycopg.IsolationLevel.SERIALIZABLE),
+            "read_only": put("read_only", False),  # until now it was the server's choice
+            "deferrable": put("deferrable", True),
+            "row_factory": put("row_factory", namedtuple_row),
+            "cursor_factory": put("cursor_factory", Cursor),
+            "server_cursor_factory": put("server_cursor_factory", ServerCursor),
+            "prepare_threshold": put("prepare_threshold", 0),
+            "prepared_max": put("prepared_max", 7),
+            "notice handlers": lambda conn: conn.add_notice_handler(print),
+            "notify handlers": lambda conn: conn.add_notify_handler(print),
+            "autocommit": put("autocommit", True),
+        }
+
+    def settings(self, conn: Any) -> object:
+        return (
+            [
+                getattr(conn, name)
+                for name in self.alterations()
+                if hasattr(conn, name) and name != "notifies"
+            ],
+            list(conn._notice_handlers),
+            list(conn._notify_handlers),
+            list(conn._notifies_backlog),
+        )
+
+    def change_session(self, conn: psycopg.Connection) -> None:
+        for statement in (
+            "set statement_timeout = '54321ms'",
+            "set search_path to leak, public",
+            "create temporary table leak (a integer)",
+            "prepare leak as select 4711",
+            "declare leak cursor with hold for select 4711",
+            "select pg_advisory_lock(4711)",
+            "listen leak",
+        ):
+            conn.execute(statement)
+        conn.commit()
+
+    def session(self, conn: psycopg.Connection) -> object:
+        return self.run(
+            conn,
+            "select current_setting('statement_timeout'), current_setting('search_path'),"
+            " (select count(*) from pg_class where relname = 'leak'),"
+            " (select count(*) from pg_prepared_statements where name = 'leak'),"
+            " (select count(*) from pg_cursors where name = 'leak'),"
+            " (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),"
+            " array(select pg_listening_channels())",
+        )
+
+
+def notify_itself(conn: psycopg.Connection[Any]) -> None:
+    """Leave a notification behind, which psycopg has read with the answer to the COMMIT."""
+    conn.execute("listen itself")
+    conn.execute("notify itself, 'of the last borrower'")
+    conn.commit()
+    assert conn._notifies_backlog
 
 
 def wait_readable(conn: psycopg.Connection) -> None:
@@ -224,11 +301,93 @@ def test_an_answer_that_nobody_awaited_is_broken(lent: Lent) -> None:
     assert lent.verdict() is Verdict.BROKEN
 
 
+PRIVATE = (
+    "_num_transactions",
+    "_tpc",
+    "_autocommit",
+    "_isolation_level",
+    "_read_only",
+    "_deferrable",
+    "_notice_handlers",
+    "_notify_handlers",
+    "_notifies_backlog",
+    "_prepared",
+)
+
+
 def test_a_psycopg_without_the_private_state_is_judged_by_the_public_one(lent: Lent) -> None:
-    del lent.conn._num_transactions, lent.conn._tpc
+    for name in PRIVATE:
+        delattr(lent.conn, name)
     assert lent.verdict() is Verdict.BROKEN  # in doubt
-    lent.adapter.adopt(lent.conn)
+    for _ in range(2):
+        lent.adopt_again()
+        assert lent.verdict() is Verdict.CLEAN
+    lent.conn.row_factory = dict_row
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
     assert lent.verdict() is Verdict.CLEAN
+    lent.conn.pgconn.exec_(b"BEGIN")
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_a_psycopg_without_one_private_name_has_all_others_compared(
+    lent: Lent, postgresql: PostgreSQL, name: str
+) -> None:
+    changes = dict(PsycopgHarness(postgresql, "").alterations())
+    del changes["notifies"]  # it needs all of psycopg
+    hidden = {
+        "_prepared": {"prepare_threshold", "prepared_max"},
+        "_notice_handlers": {"notice handlers"},
+        "_notify_handlers": {"notify handlers"},
+    }.get(name, {name[1:]})
+    delattr(lent.conn, name)
+    lent.adopt_again()
+    for what, change in changes.items():
+        if what not in hidden:
+            change(lent.conn)
+            assert lent.verdict() is Verdict.ALTERED, what
+            lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+            assert lent.verdict() is Verdict.CLEAN, what
+
+
+def test_a_setting_that_cannot_be_read_is_not_written_either(lent: Lent) -> None:
+    class Later(psycopg.Connection[Any]):
+        deferrable: Any = True  # kept elsewhere, not in `_deferrable`
+
+    del lent.conn._deferrable
+    lent.conn.__class__ = Later
+    lent.adopt_again()
+    lent.conn.row_factory = dict_row
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert lent.conn.deferrable is True
+
+
+def test_a_borrower_who_closes_is_told_from_a_session_that_died(
+    lent: Lent, lend: Callable[..., Lent]
+) -> None:
+    with lent.conn:
+        lent.conn.execute("select 1")
+    assert lent.verdict() is Verdict.SPENT
+    dead = lend()
+    dead.conn.execute("select 1")
+    dead.conn.pgconn.finish()  # as libpq and psycopg leave it; its transaction is lost
+    dead.conn.close()
+    assert dead.verdict() is Verdict.BROKEN
+
+
+def test_autocommit_is_no_proof_that_no_transaction_is_lost(
+    lend: Callable[..., Lent], adapter: PsycopgAdapter[Any]
+) -> None:
+    lent = lend(PsycopgAdapter(adapter._conninfo, autocommit=True))
+    lent.conn.execute("begin")
+    lent.conn.execute("create temporary table lost ()")
+    rows = lent.conn.cursor().stream("select generate_series(1, 10)")
+    next(rows)
+    assert lent.verdict() is Verdict.BROKEN
 
 
 def test_only_synchronous_connections_are_adopted(adapter: PsycopgAdapter[Any]) -> None:
@@ -240,6 +399,370 @@ def test_the_time_of_a_verdict_is_told(lent: Lent) -> None:
     names = {"verdict": lent.adapter.verdict, "conn": lent.conn, "baseline": lent.baseline}
     seconds = timeit.repeat("verdict(conn, baseline)", globals=names, number=20_000, repeat=5)
     print(f"\npsycopg: {min(seconds) / 20_000 * 1e9:.0f} ns for a CLEAN verdict")
+
+
+# -- settings
+
+
+def test_a_setting_with_its_old_value_is_not_altered(lent: Lent) -> None:
+    lent.conn.prepared_max = 1_000
+    lent.conn.add_notice_handler(print)
+    lent.adopt_again()
+    lent.conn.prepared_max = None
+    lent.conn.prepared_max = 1_000
+    lent.conn.remove_notice_handler(print)
+    lent.conn.add_notice_handler(print)
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def test_restore_sends_nothing_and_forgets_the_old_begin(postgresql: PostgreSQL, lent: Lent) -> None:
+    lent.conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+    lent.conn.execute("select 1")
+    lent.conn.rollback()
+    mark = postgresql.mark()
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    lent.conn.execute("select 4711")
+    pid = lent.conn.info.backend_pid
+    said = [s.text for s in postgresql.statements(mark) if s.session == pid]
+    assert said == ["BEGIN", "select 4711"]
+
+
+def test_what_libpq_has_read_of_notifications_is_dropped_too(postgresql: PostgreSQL, lent: Lent) -> None:
+    lent.conn.execute("listen news")
+    lent.conn.commit()
+    postgresql.execute("notify news", dbname=postgresql.dbname)
+    wait_readable(lent.conn)
+    lent.adapter.ping(lent.conn, LIMIT)  # libpq has it now, psycopg has not
+    lent.conn.autocommit = True
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    heard: list[psycopg.Notify] = []
+    lent.conn.add_notify_handler(heard.append)
+    lent.conn.execute("select 1")
+    assert heard == []
+    assert not lent.conn._notifies_backlog
+
+
+def test_restore_waits_no_longer_than_its_limit_for_another_thread(lent: Lent) -> None:
+    lent.conn.autocommit = True
+    with lent.conn.lock, pytest.raises(psycopg.OperationalError, match="another thread"):
+        lent.adapter.restore(lent.conn, lent.baseline, 0.05)
+    assert lent.verdict() is Verdict.ALTERED
+
+
+# -- resets
+
+
+FULL, ALL = (Part.FULL,), (Part.DISCARD_ALL,)
+
+# What a borrower leaves, and what shows it to the next one.
+LEAKS = [
+    (Part.RESET_ROLE, "set role app", "select current_user"),
+    (Part.RESET_ROLE, "set session authorization app", "select session_user"),
+    (Part.RESET_SETTINGS, "set statement_timeout = 54321", "show statement_timeout"),
+    (Part.RESET_SETTINGS, "set search_path to theirs", "show search_path"),
+    (Part.RESET_SETTINGS, "set default_transaction_read_only = on", "show transaction_read_only"),
+    (Part.RESET_SETTINGS, "set timezone = 'Asia/Kathmandu'", "show timezone"),
+    (Part.DISCARD_TEMP, "create temporary table theirs ()", "select to_regclass('theirs')"),
+    (Part.DEALLOCATE, "prepare theirs as select 1", "select name from pg_prepared_statements"),
+    (Part.UNLOCK, "select pg_advisory_lock(1)", "select objid from pg_locks where locktype = 'advisory'"),
+    (Part.UNLISTEN, "listen theirs", "select pg_listening_channels()"),
+    (Part.CLOSE_CURSORS, "declare theirs cursor with hold for select 1", "select name from pg_cursors"),
+    (Part.DISCARD_SEQUENCES, "select nextval('numbers')", "select currval('numbers')"),
+]
+
+
+@pytest.fixture(scope="module")
+def superuser(postgresql: PostgreSQL) -> PsycopgAdapter[Any]:
+    postgresql.execute("create sequence if not exists numbers")
+    return PsycopgAdapter(**postgresql.params_for(user="postgres", dbname="postgres"), prepare_threshold=None)
+
+
+def shown(conn: psycopg.Connection[Any], statement: str) -> object:
+    try:
+        return conn.execute(statement).fetchall()
+    except psycopg.Error as exc:
+        return type(exc)
+    finally:
+        conn.rollback()
+
+
+@pytest.mark.parametrize("state", ["idle", "in a transaction", "failed"])
+@pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: leak[1].replace(" ", "-"))
+def test_no_leak_survives_its_part_and_none_survives_all(
+    lend: Callable[..., Lent], superuser: PsycopgAdapter[Any], leak: tuple[Part, str, str], state: str
+) -> None:
+    part, leave, show = leak
+    lent = lend(superuser)
+    before = shown(lent.conn, show)
+    others = tuple(sorted(superuser.parts - {part, Part.FULL, Part.DISCARD_ALL}))
+    for parts in ((part,), FULL, ALL, (Part.DISCARD_PLANS, part), others):
+        lent.conn.execute(leave)
+        lent.conn.commit()
+        assert shown(lent.conn, show) != before
+        if state != "idle":
+            lent.conn.execute("select 1")
+        if state == "failed":
+            with pytest.raises(errors.DivisionByZero):
+                lent.conn.execute("select 1 / 0")
+        lent.reset(None, parts)
+        assert lent.verdict() is Verdict.CLEAN
+        assert (shown(lent.conn, show) == before) is (parts is not others), parts
+
+
+@pytest.mark.parametrize("threshold", [5, 0])
+def test_a_thousand_full_resets_with_automatic_preparing(
+    postgresql: PostgreSQL, lend: Callable[..., Lent], threshold: int
+) -> None:
+    lent = lend(changed(postgresql, prepare_threshold=threshold))
+    conn = lent.conn
+    memory = lent.adapter.remember(conn, FULL, LIMIT)
+    for cycle in range(1_000):
+        conn.execute("set statement_timeout = 54321")
+        conn.execute("prepare theirs as select 1")
+        conn.commit()
+        for number in range(7):
+            assert conn.execute("select %s::int", (number,)).fetchone() == (number,)
+        assert conn._prepared._names
+        if cycle % 3 == 0:
+            conn.commit()
+        elif cycle % 3 == 1:
+            with pytest.raises(errors.DivisionByZero):
+                conn.execute("select 1 / 0")
+        lent.reset(memory)
+        assert lent.verdict() is Verdict.CLEAN
+        left = conn.execute(
+            "select current_setting('statement_timeout'), count(*) from pg_prepared_statements", prepare=False
+        )
+        assert left.fetchone() == ("0", 0)
+        conn.commit()  # a rollback of psycopg's would clear its memory for us
+
+
+def test_a_reset_is_one_message(postgresql: PostgreSQL, lend: Callable[..., Lent]) -> None:
+    lent = lend(changed(postgresql, prepare_threshold=0))
+    pid = lent.conn.info.backend_pid
+
+    def said(parts: tuple[Part, ...]) -> list[str]:
+        mark = postgresql.mark()
+        lent.reset(None, parts)
+        return [s.text for s in postgresql.statements(mark) if s.session == pid]
+
+    everything = (
+        "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
+        "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+    )
+    assert said(FULL) == said(ALL) == said(FULL + ALL) == ["DISCARD ALL"]
+    assert said((Part.UNLISTEN, Part.CLOSE_CURSORS)) == ["UNLISTEN *; CLOSE ALL"]
+    assert said((Part.CLOSE_CURSORS, Part.FULL)) == [everything]
+    lent.adapter.begin(lent.conn)
+    assert said(FULL) == ["ROLLBACK; " + everything]
+    lent.adapter.begin(lent.conn)
+    assert said((Part.UNLOCK,)) == ["ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()"]
+    lent.conn.execute("select 1")  # prepared, and the rollback may have undone what it is about
+    assert said((Part.UNLISTEN,)) == ["ROLLBACK; UNLISTEN *; DEALLOCATE ALL"]
+
+
+def test_what_psycopg_prepared_outlives_a_part_that_leaves_it_alone(
+    postgresql: PostgreSQL, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(changed(postgresql, prepare_threshold=0, autocommit=True))
+    lent.conn.execute("select 1")
+    lent.reset(None, (Part.UNLOCK,))
+    assert lent.conn._prepared._names
+    lent.conn.execute("select 1")
+    lent.reset(None, (Part.DEALLOCATE,))
+    assert not lent.conn._prepared._names
+    for _ in range(3):
+        lent.conn.execute("select 1")
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["none-at-connect", "a-context-at-connect"])
+def test_adapters_are_put_back_by_a_full_reset_alone(
+    postgresql: PostgreSQL, lend: Callable[..., Lent], given: bool
+) -> None:
+    class Given:
+        adapters = AdaptersMap(psycopg.adapters)
+        connection = None
+
+    Given.adapters.register_loader("int8", TextLoader)
+    lent = lend(changed(postgresql, context=Given() if given else None))
+    memory = lent.adapter.remember(lent.conn, FULL, LIMIT)
+    query = "select 1::int8, 1::int4"
+    at_connect = ("1", 1) if given else (1, 1)
+    for _ in range(2):
+        lent.conn.adapters.register_loader("int4", TextLoader)
+        assert lent.conn.execute(query).fetchone() == (at_connect[0], "1")
+        lent.reset(None, ALL)
+        assert lent.conn.execute(query).fetchone() == (at_connect[0], "1")
+        lent.reset(memory)
+        assert lent.conn.execute(query).fetchone() == at_connect
+
+
+@pytest.mark.parametrize("parts", [FULL, ALL, (Part.UNLISTEN,)])
+def test_a_notification_that_came_before_the_reset_is_nobodys(
+    postgresql: PostgreSQL, lent: Lent, parts: tuple[Part, ...]
+) -> None:
+    heard: list[psycopg.Notify] = []
+    lent.conn.add_notify_handler(heard.append)
+    lent.conn.execute("listen news")
+    lent.conn.commit()
+    postgresql.execute("notify news", dbname=postgresql.dbname)
+    wait_readable(lent.conn)
+    lent.reset(None, parts)
+    assert lent.verdict() is Verdict.CLEAN
+    lent.conn.add_notify_handler(heard.append)
+    lent.conn.execute("select 1")
+    assert heard == []
+    assert not lent.conn._notifies_backlog
+    postgresql.execute("notify news", dbname=postgresql.dbname)
+    lent.conn.execute("select 1")
+    assert lent.adapter.alive(lent.conn)
+
+
+@pytest.mark.parametrize("state", ["idle", "in a transaction"])
+def test_the_borrower_hears_nothing_of_the_reset(lent: Lent, state: str) -> None:
+    heard: list[Any] = []
+    lent.conn.execute("set client_min_messages = debug5")
+    lent.conn.commit()
+    lent.conn.add_notice_handler(heard.append)
+    if state != "idle":
+        lent.conn.execute("select 1")
+        assert heard
+        heard.clear()
+    lent.reset(None)
+    assert heard == []
+
+
+def test_a_reset_that_the_server_refuses_raises_and_closes(
+    postgresql: PostgreSQL, postgresql_database: str, lend: Callable[..., Lent]
+) -> None:
+    revoke = "revoke execute on function pg_advisory_unlock_all() from public"
+    postgresql.execute(revoke, dbname=postgresql_database)
+    lent = lend(changed(postgresql, dbname=postgresql_database))
+    token = lent.adapter.send_reset(lent.conn, lent.baseline, None, (Part.UNLOCK, Part.UNLISTEN), LIMIT)
+    with pytest.raises(errors.InsufficientPrivilege):
+        lent.adapter.read_reset(lent.conn, token, LIMIT)
+    assert lent.verdict() is Verdict.BROKEN
+
+
+def test_a_function_of_the_borrower_is_not_taken_for_the_servers(
+    lend: Callable[..., Lent], superuser: PsycopgAdapter[Any]
+) -> None:
+    lent = lend(superuser)
+    for statement in (
+        "create schema theirs",
+        "create function theirs.pg_advisory_unlock_all() returns void language sql as 'select 1 / 0'",
+        "set search_path to theirs, pg_catalog",
+        "select pg_advisory_lock(1)",
+    ):
+        lent.conn.execute(statement)
+    lent.conn.commit()
+    lent.reset(None, (Part.UNLOCK,))
+    assert shown(lent.conn, "select count(*) from pg_locks where locktype = 'advisory'") == [(0,)]
+    lent.conn.execute("drop schema theirs cascade")
+    lent.conn.commit()
+
+
+def test_a_reset_that_cannot_be_sent_keeps_its_limit(
+    postgresql: PostgreSQL, lend: Callable[..., Lent]
+) -> None:
+    with FaultProxy(postgresql.address) as proxy:
+        lent = lend(changed(postgresql, port=proxy.port))
+        proxy.black_hole()
+        with socket.socket(fileno=os.dup(lent.conn.fileno())) as twin, pytest.raises(BlockingIOError):
+            while True:
+                twin.send(bytes(65536))
+        began = monotonic()
+        with pytest.raises(psycopg.OperationalError, match=r"reset: no answer within 0\.3 s"):
+            lent.adapter.send_reset(lent.conn, lent.baseline, None, FULL, 0.3)
+        assert 0.3 <= monotonic() - began < 1.3
+        assert lent.verdict() is Verdict.BROKEN
+
+
+def test_a_reset_waits_no_longer_than_its_limit_for_another_thread(lent: Lent) -> None:
+    with lent.conn.lock, pytest.raises(psycopg.OperationalError, match="another thread"):
+        lent.adapter.send_reset(lent.conn, lent.baseline, None, FULL, 0.05)
+    token = lent.adapter.send_reset(lent.conn, lent.baseline, None, FULL, LIMIT)
+    with lent.conn.lock:
+        began = monotonic()
+        with pytest.raises(psycopg.OperationalError, match="another thread"):
+            lent.adapter.read_reset(lent.conn, token, 0.05)
+        assert monotonic() - began < SOON
+    assert lent.verdict() is Verdict.BROKEN
+
+
+class Interrupt(BaseException):
+    pass
+
+
+@pytest.mark.bytecode
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="bytecodes are traced on CPython 3.11")
+@pytest.mark.parametrize("step", ["rollback", "send_reset", "read_reset", "restore"])
+def test_what_an_interrupted_step_leaves_never_passes_as_clean_unless_it_is(
+    postgresql: PostgreSQL, lend: Callable[..., Lent], step: str
+) -> None:
+    adapter = changed(postgresql, prepare_threshold=0)
+    seen: set[Verdict] = set()
+    for number in itertools.count():
+        lent = lend(adapter)
+        conn, memory = lent.conn, lent.adapter.remember(lent.conn, FULL, LIMIT)
+        notify_itself(conn)
+        conn.autocommit = True
+        conn.row_factory = dict_row
+        conn.adapters.register_loader("int4", TextLoader)
+        conn.execute("set statement_timeout = 54321")
+        if step != "restore":
+            adapter.begin(conn)
+        conn.execute("select 1")
+        token = None
+        if step == "read_reset":
+            token = adapter.send_reset(conn, lent.baseline, memory, FULL, LIMIT)
+        do = {
+            "rollback": lambda: adapter.rollback(conn, LIMIT),  # noqa: B023 # called at once
+            "restore": lambda: adapter.restore(conn, lent.baseline, LIMIT),  # noqa: B023
+            "send_reset": lambda: adapter.send_reset(conn, lent.baseline, memory, FULL, LIMIT),  # noqa: B023
+            "read_reset": lambda: adapter.read_reset(conn, token, LIMIT),  # noqa: B023
+        }[step]
+        countdown = iter(range(number))
+
+        def strike(_: object) -> None:
+            if next(countdown, None) is None:  # noqa: B023
+                raise Interrupt
+
+        struck = True
+        try:
+            with each_bytecode(strike):
+                do()
+                struck = False
+        except Interrupt:
+            pass
+        verdict = lent.verdict()
+        seen.add(verdict)
+        if verdict is Verdict.DIRTY:
+            assert step in ("rollback", "send_reset")
+            adapter.rollback(conn, LIMIT)
+            verdict = lent.verdict()
+        if verdict is Verdict.ALTERED:
+            adapter.restore(conn, lent.baseline, LIMIT)
+            verdict = lent.verdict()
+        if verdict is Verdict.CLEAN:
+            assert not conn._notifies_backlog
+            assert not conn.pgconn.notifies()
+            for _ in range(2):  # prepared, and still there
+                (value,) = conn.execute("select 1").fetchone() or ()
+                conn.rollback()
+            assert conn.execute("show transaction_isolation").fetchone() == ("read committed",)
+            conn.rollback()
+            if step == "read_reset":
+                assert value == 1
+                assert conn.execute("show statement_timeout").fetchone() == ("0",)
+        else:
+            assert verdict is Verdict.BROKEN
+        adapter.close(conn, SOON)
+        conn.pgconn.finish()  # close() leaves it alone if the interrupt has left the lock taken
+        if not struck:
+            break
+    assert number > 50
+    assert Verdict.BROKEN in seen
 
 
 # -- rollback and begin
@@ -318,7 +841,7 @@ def test_begin_has_the_connections_characteristics(
     ).fetchone()
     assert shown == ("repeatable read", "on", "off")
     lent.adapter.commit(lent.conn)
-    assert lent.verdict() is Verdict.CLEAN
+    assert lent.verdict() is Verdict.ALTERED
 
 
 def test_begin_is_said_once(postgresql: PostgreSQL, lent: Lent) -> None:
@@ -343,7 +866,7 @@ def test_what_psycopg_takes_for_itself_is_set(
         adapters = AdaptersMap(psycopg.adapters)
         connection = None
 
-    Context.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+    Context.adapters.register_loader("int4", TextLoader)
     lent = lend(
         PsycopgAdapter(
             adapter._conninfo,

@@ -15,14 +15,17 @@ from typing import Any
 import pymysql
 import pytest
 from pymysql.connections import Connection
-from pymysql.constants import CLIENT
-from pymysql.cursors import DictCursor, SSCursor
+from pymysql.constants import CLIENT, FIELD_TYPE
+from pymysql.converters import conversions
+from pymysql.cursors import Cursor, DictCursor, SSCursor
 from servers import FaultProxy, MariaDB, free_port
 
-from adapters.contract import LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
+from adapters.contract import FINISHED, FULL, LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
+from connpool.adapters import pymysql as module
 from connpool.adapters.pymysql import PyMySQLAdapter, PyMySQLPoolTimeout, PyMySQLPoolUnavailable
 from connpool.errors import PoolMisuse
+from connpool.reset import Part
 
 pytestmark = pytest.mark.server
 
@@ -37,6 +40,7 @@ class PyMySQLHarness(Harness):
         self.server = server
         self.secret = server.password
         self.params: dict[str, Any] = dict(server.params_for(database=database))
+        self.table = f"{database}.{Harness.table}"  # `change_session` leaves the database
 
     def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
         return PyMySQLAdapter(**params)
@@ -82,6 +86,58 @@ class PyMySQLHarness(Harness):
 
     def slow(self, conn: Any) -> None:
         self.run(conn, "select sleep(60)")
+
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        # What is sent is followed by a COMMIT: that the connection is altered shows when it is at rest.
+        return {
+            "autocommit": lambda conn: (conn.autocommit(True), conn.commit()),
+            "character set": lambda conn: (conn.set_character_set("latin1"), conn.commit()),
+            "collation": lambda conn: (conn.set_character_set("utf8mb4", "utf8mb4_bin"), conn.commit()),
+            "cursorclass": lambda conn: setattr(conn, "cursorclass", DictCursor),
+            "read timeout": lambda conn: setattr(conn, "_read_timeout", 77.0),
+            "write timeout": lambda conn: setattr(conn, "_write_timeout", 78.0),
+        }
+
+    def settings(self, conn: Any) -> object:
+        return (
+            conn.get_autocommit(),
+            conn.autocommit_mode,
+            (conn.charset, conn.collation, conn.encoding),
+            conn.cursorclass,
+            (conn._read_timeout, conn._write_timeout),
+        )
+
+    def run(self, conn: Any, statement: str) -> list[tuple[Any, ...]]:
+        return run(conn, statement)
+
+    def change_session(self, conn: Any) -> None:
+        for statement in (
+            "set autocommit = 0, @x = 5, sql_mode = '', time_zone = '+05:00', group_concat_max_len = 4711",
+            "set session transaction isolation level read uncommitted",
+            "set names latin1",
+            "do get_lock(concat('connpool', connection_id()), 0)",
+            "create temporary table leak (a int)",
+            "prepare leak from 'select 1'",
+            "use information_schema",
+        ):
+            run(conn, statement)
+        conn.commit()
+
+    def session(self, conn: Any) -> object:
+        found: list[object] = [
+            *run(
+                conn,
+                "select database(), @@autocommit, @x, @@sql_mode, @@time_zone, @@group_concat_max_len,"
+                " @@tx_isolation, @@character_set_client, @@character_set_results, @@collation_connection,"
+                " is_used_lock(concat('connpool', connection_id()))",
+            )
+        ]
+        for statement in ("select * from leak", "execute leak"):
+            try:
+                found.append(run(conn, statement))
+            except pymysql.Error as error:
+                found.append(error.args[0])
+        return found
 
 
 def wait_readable(conn: Any) -> None:
@@ -155,9 +211,14 @@ def changed(server: MariaDB, **changes: Any) -> PyMySQLAdapter[Any]:
 
 
 def run(conn: Any, statement: str) -> list[tuple[Any, ...]]:
-    with conn.cursor() as cursor:
+    with conn.cursor(Cursor) as cursor:
         cursor.execute(statement)
         return list(cursor.fetchall())
+
+
+def said(server: MariaDB, mark: int, conn: Any) -> list[str]:
+    """Return what a session has sent since, in capitals."""
+    return [s.text.upper() for s in server.statements(mark) if s.session == conn.thread_id()]
 
 
 class Interrupt(BaseException):
@@ -304,6 +365,187 @@ def test_a_failed_statement_leaves_it_dirty_and_usable(lent: Lent) -> None:
     assert lent.verdict() is Verdict.CLEAN
 
 
+def test_an_error_inside_a_procedure_hides_no_transaction(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), autocommit=True))
+    run(lent.conn, "create table t (a int)")
+    run(
+        lent.conn,
+        "create procedure p() begin"
+        " start transaction; insert into t values (1); signal sqlstate '45000'; end",
+    )
+    with pytest.raises(pymysql.err.OperationalError):
+        run(lent.conn, "call p()")
+    assert lent.verdict() is Verdict.DIRTY
+    assert run(lent.conn, "select @@in_transaction") == [(1,)]
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert run(lent.conn, "select * from t") == []
+
+
+def test_after_an_error_with_autocommit_a_select_proves_rest_again(lend: Callable[..., Lent]) -> None:
+    lent = lend(autocommit=True)
+    with pytest.raises(pymysql.err.ProgrammingError):
+        run(lent.conn, "select from")
+    assert lent.verdict() is Verdict.DIRTY
+    run(lent.conn, "select 1")
+    assert lent.verdict() is Verdict.CLEAN
+    assert "_read_packet" not in vars(lent.conn)
+
+
+def test_rows_that_end_with_an_error_are_dirty(lend: Callable[..., Lent]) -> None:
+    lent = lend(autocommit=True)
+    cursor = lent.conn.cursor(SSCursor)
+    cursor.execute("select (select b.seq from seq_1_to_9 b where b.seq + 998 <= a.seq) from seq_1_to_2000 a")
+    assert cursor.fetchone() == (None,)
+    with pytest.raises(pymysql.err.OperationalError, match="more than 1 row"):
+        cursor.fetchall()
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    cursor.close()
+
+
+@contextlib.contextmanager
+def autocommit_switched_off_at_login(server: MariaDB) -> Iterator[None]:
+    """As the example for ``init_connect`` in MySQL's manual does it."""
+    server.execute("set global init_connect = 'set autocommit = 0'")
+    try:
+        yield
+    finally:
+        server.execute("set global init_connect = ''")
+
+
+@pytest.mark.parametrize("wanted", [True, None, False])
+def test_an_autocommit_that_the_server_switched_off_at_login_is_believed_by_nobody(
+    mariadb: MariaDB, lend: Callable[..., Lent], wanted: bool | None
+) -> None:
+    with autocommit_switched_off_at_login(mariadb):
+        own = lend(autocommit=wanted)
+        assert run(own.conn, "select @@autocommit") == [(int(bool(wanted)),)]
+        assert own.verdict() is (Verdict.CLEAN if wanted else Verdict.DIRTY)
+
+        users = lend(PyMySQLAdapter.around(lambda: pymysql.connect(**mariadb.params, autocommit=wanted)))
+        assert users.verdict() is Verdict.CLEAN
+        assert run(users.conn, "select @@autocommit") == [(0,)], "PyMySQL knows better now"
+        assert users.verdict() is Verdict.DIRTY
+        if wanted:
+            users.adapter.rollback(users.conn, LIMIT)
+            assert users.verdict() is Verdict.ALTERED
+            users.adapter.restore(users.conn, users.baseline, LIMIT)
+            assert users.verdict() is Verdict.CLEAN
+            assert run(users.conn, "select @@autocommit") == [(1,)]
+
+
+def test_an_autocommit_of_the_connect_callable_is_believed_after_the_first_answer(
+    mariadb: MariaDB, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter.around(lambda: pymysql.connect(**mariadb.params, autocommit=True)))
+    run(lent.conn, "select 1")
+    assert lent.verdict() is Verdict.CLEAN
+
+
+# -- settings
+
+
+def test_a_rollback_comes_before_autocommit_is_put_back(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database)))
+    run(lent.conn, "create table t (a int)")
+    lent.conn.commit()
+    mark = mariadb.mark()
+    lent.conn.autocommit(True)
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert lent.conn.autocommit_mode is False
+    assert said(mariadb, mark, lent.conn) == ["SET AUTOCOMMIT = 1", "ROLLBACK", "SET AUTOCOMMIT = 0"]
+    run(lent.conn, "insert into t values (1)")
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert run(lent.conn, "select * from t") == []
+
+
+def test_autocommit_switched_off_by_sql_is_rolled_back_and_put_back(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), autocommit=True))
+    run(lent.conn, "create table t (a int)")
+    mark = mariadb.mark()
+    run(lent.conn, "set autocommit = 0")
+    run(lent.conn, "insert into t values (1)")
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert said(mariadb, mark, lent.conn)[2:] == ["ROLLBACK", "SET AUTOCOMMIT = 1"]
+    assert run(lent.conn, "select @@autocommit") == [(1,)]
+    assert run(lent.conn, "select * from t") == []
+
+
+def test_with_autocommit_switched_on_and_proven_no_rollback_is_due(lent: Lent) -> None:
+    lent.conn.autocommit(True)
+    run(lent.conn, "select 1")
+    assert lent.verdict() is Verdict.ALTERED
+
+
+def test_equal_settings_cost_no_word(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+    lent = lend(charset="utf8mb4", read_timeout=7.5)
+    mark = mariadb.mark()
+    lent.conn.charset = lent.conn.charset.encode().decode()
+    lent.conn._read_timeout = float("7.5")
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert said(mariadb, mark, lent.conn) == []
+
+
+def test_a_character_set_is_put_back_on_both_sides(lent: Lent) -> None:
+    lent.conn.set_character_set("latin1", "latin1_german2_ci")
+    lent.adapter.rollback(lent.conn, LIMIT)
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert run(lent.conn, "select 'ü€日', @@character_set_client") == [("ü€日", "utf8mb4")]
+    assert lent.conn.character_set_name() == "utf8mb4"
+
+
+@pytest.mark.parametrize("strike_before", [True, False], ids=["before the answer", "after it"])
+def test_a_character_set_of_which_only_the_server_knows_is_put_back(lent: Lent, strike_before: bool) -> None:
+    read_packet = lent.conn._read_packet
+
+    def strike(*args: Any) -> None:
+        if not strike_before:
+            read_packet(*args)
+        raise Interrupt
+
+    lent.conn._read_packet = strike
+    with pytest.raises(Interrupt):
+        lent.conn.set_character_set("latin1")
+    del lent.conn._read_packet
+    if strike_before:
+        assert lent.verdict() is Verdict.BROKEN
+        return
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert run(lent.conn, "select 'ü€日', @@character_set_client") == [("ü€日", "utf8mb4")]
+
+
+def test_a_character_set_that_is_refused_changes_nothing(lent: Lent) -> None:
+    with pytest.raises(pymysql.err.OperationalError):
+        lent.conn.set_character_set("utf8mb4", "nowhere_ci")
+    assert lent.conn.charset == "utf8mb4"
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+
+
+# -- what is left half read
+
+
 def test_an_unbuffered_result_is_broken_until_it_is_read(lent: Lent) -> None:
     cursor = lent.conn.cursor(SSCursor)
     cursor.execute("select seq from seq_1_to_3")
@@ -313,6 +555,74 @@ def test_an_unbuffered_result_is_broken_until_it_is_read(lent: Lent) -> None:
     lent.adapter.rollback(lent.conn, LIMIT)
     assert lent.verdict() is Verdict.CLEAN
     cursor.close()
+
+
+def half_read(conn: Any, statement: str) -> SSCursor:
+    cursor = conn.cursor(SSCursor)
+    cursor.execute(statement)
+    cursor.fetchone()
+    return cursor
+
+
+def test_a_half_read_result_with_autocommit_is_spent(lend: Callable[..., Lent]) -> None:
+    lent = lend(autocommit=True)
+    cursor = half_read(lent.conn, "select seq from seq_1_to_1000")
+    assert lent.verdict() is Verdict.SPENT
+    assert len(cursor.fetchall()) == 999
+    assert lent.verdict() is Verdict.CLEAN
+    cursor.close()
+
+
+@pytest.mark.parametrize(
+    "before", ["begin", "set autocommit = 0", "call fail_in_transaction()", None], ids=str
+)
+def test_a_half_read_result_is_broken_where_a_transaction_could_be_lost(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent], before: str | None
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), autocommit=True))
+    run(lent.conn, "create table t (a int)")
+    for end in ("signal sqlstate '45000'", "select seq from seq_1_to_1000"):
+        run(
+            lent.conn,
+            f"create procedure {'fail' if 'signal' in end else 'read'}_in_transaction()"
+            f" begin start transaction; insert into t values (1); {end}; end",
+        )
+    if before is None:
+        cursor = half_read(lent.conn, "call read_in_transaction()")
+    else:
+        with contextlib.suppress(pymysql.err.OperationalError):
+            run(lent.conn, before)
+        cursor = half_read(lent.conn, "select seq from seq_1_to_1000")
+    assert lent.verdict() is Verdict.BROKEN
+    cursor.fetchall()
+    cursor.close()
+    assert lent.verdict() is Verdict.DIRTY
+
+
+@pytest.mark.parametrize("cursorclass", [Cursor, SSCursor])
+def test_what_follows_an_unread_result_is_not_known(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent], cursorclass: type[Cursor]
+) -> None:
+    params = mariadb.params_for(database=mariadb_database)
+    lent = lend(PyMySQLAdapter(**params, client_flag=CLIENT.MULTI_STATEMENTS, autocommit=True))
+    run(lent.conn, "create table t (a int)")
+    cursor = lent.conn.cursor(cursorclass)
+    cursor.execute("select 1; begin; insert into t values (1)")
+    assert lent.verdict() is Verdict.BROKEN
+    lent.adapter.abort(lent.conn)
+    assert lent.verdict() is Verdict.BROKEN
+    cursor._result = None  # as the pool drops it
+    cursor.connection = None
+
+
+def test_a_dead_session_with_autocommit_is_spent(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+    lent = lend(autocommit=True)
+    run(lent.conn, "select 1")
+    mariadb.execute(f"kill connection {lent.conn.thread_id()}")
+    wait_readable(lent.conn)
+    with pytest.raises(pymysql.err.OperationalError):
+        run(lent.conn, "select 1")
+    assert lent.verdict() is Verdict.SPENT
 
 
 def test_a_second_result_that_is_unread_is_broken(lend: Callable[..., Lent]) -> None:
@@ -718,6 +1028,467 @@ def test_a_write_in_a_read_only_transaction_is_a_demotion(
     with pytest.raises(pymysql.err.MySQLError) as caught:
         run(lent.conn, "insert into t values (1)")
     assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEMOTED
+
+
+# -- resets
+
+
+def reset(lent: Lent, memory: object, parts: tuple[Part, ...] = FULL) -> None:
+    lent.reset(memory, parts)
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def remember(lent: Lent) -> object:
+    memory = lent.adapter.remember(lent.conn, FULL, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    return memory
+
+
+EVERYTHING = (
+    "select connection_id(), database(), @@autocommit, @x, @@sql_mode, @@time_zone, @@tx_isolation,"
+    " @@tx_read_only, @@character_set_client, @@character_set_results, @@collation_connection,"
+    " @@lc_time_names, @@foreign_key_checks, @@wait_timeout, @@max_statement_time,"
+    " is_used_lock('of the session'), last_insert_id()"
+)
+LEAKS = (
+    "use {other}",
+    "set autocommit = 0",
+    "set @x = 5, lc_time_names = 'de_DE', foreign_key_checks = 0, wait_timeout = 99",
+    "set max_statement_time = 33",
+    "do get_lock('of the session', 0)",
+    "set sql_mode = 'NO_BACKSLASH_ESCAPES,ANSI_QUOTES'",
+    "create temporary table leak (a int)",
+    "set time_zone = '+05:00'",
+    "set names latin1",
+    "set session transaction isolation level read uncommitted",
+    "set session transaction read only",
+    "prepare leak from 'select 1'",
+    "do last_insert_id(4711)",
+    "begin",
+)
+
+
+class Subclass(Connection):
+    pass
+
+
+def with_parameters(**params: Any) -> PyMySQLAdapter[Any]:
+    return PyMySQLAdapter(**params, sql_mode="TRADITIONAL", charset="latin2", collation="latin2_croatian_ci")
+
+
+def with_init_command(**params: Any) -> PyMySQLAdapter[Any]:
+    return PyMySQLAdapter(**params, init_command="set time_zone = '+01:00', @x = 1")
+
+
+def with_subclass(**params: Any) -> PyMySQLAdapter[Any]:
+    return PyMySQLAdapter.around(lambda: Subclass(**params, cursorclass=DictCursor))
+
+
+def with_callable(**params: Any) -> PyMySQLAdapter[Any]:
+    def connect() -> Any:
+        conn = pymysql.connect(**params, init_command="set time_zone = '+01:00'")
+        for statement in (
+            "set time_zone = 'SYSTEM', sql_mode = '', lc_time_names = 'fr_FR', wait_timeout = 77",
+            "set names utf8mb4 collate utf8mb4_german2_ci",
+            "set max_statement_time = 44.5, sql_select_limit = 1",
+            "set session transaction isolation level serializable",
+        ):
+            run(conn, statement)
+        return conn
+
+    return PyMySQLAdapter.around(connect)
+
+
+@pytest.mark.parametrize("autocommit", [False, True], ids=["transactions", "autocommit"])
+@pytest.mark.parametrize("make", [with_parameters, with_init_command, with_subclass, with_callable])
+def test_a_thousand_full_resets_leave_nothing_behind(
+    mariadb: MariaDB,
+    mariadb_database: str,
+    lend: Callable[..., Lent],
+    make: Callable[..., PyMySQLAdapter[Any]],
+    autocommit: bool,
+) -> None:
+    params: dict[str, Any] = {**mariadb.params, "ssl_disabled": True, "autocommit": autocommit}
+    lent = lend(make(**params))
+    memory = remember(lent)
+    at_connect = run(lent.conn, EVERYTHING)
+    lent.adapter.rollback(lent.conn, LIMIT)
+    settings = (lent.conn.cursorclass, lent.conn.encoding, lent.conn.autocommit_mode)
+    for number in range(1000):
+        for statement in LEAKS if number % 10 == 0 else LEAKS[number % len(LEAKS) :][:1]:
+            run(lent.conn, statement.format(other=mariadb_database))
+        lent.conn.cursorclass = SSCursor
+        if number % 10 == 5:
+            lent.conn.set_character_set("cp1250")
+        reset(lent, memory)
+        assert run(lent.conn, EVERYTHING) == at_connect
+        if number % 10 == 0:
+            for gone, code in (("select * from leak", 1146), ("execute leak", 1243)):
+                with pytest.raises(pymysql.err.MySQLError) as caught:
+                    run(lent.conn, gone)
+                assert caught.value.args[0] == code
+    assert (lent.conn.cursorclass, lent.conn.encoding, lent.conn.autocommit_mode) == settings
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def test_a_reset_is_one_message_and_reads_nothing(lent: Lent) -> None:
+    memory = remember(lent)
+    sock, sent = lent.conn._sock, []
+
+    class Listening:
+        def sendall(self, data: bytes) -> None:
+            sent.append(data)
+            sock.sendall(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sock, name)
+
+    lent.conn._sock, lent.conn._rfile = Listening(), None
+    rfile = sock.makefile("rb")
+    token = lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    assert len(sent) == 1
+    lent.conn._rfile = rfile
+    lent.adapter.read_reset(lent.conn, token, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    lent.conn._sock = sock
+
+
+@pytest.mark.parametrize(
+    "goes_on",
+    [Connection.commit, Connection.rollback, Connection.ping, lambda conn: run(conn, "select 'mine'")],
+    ids=["commit", "rollback", "ping", "select"],
+)
+@pytest.mark.parametrize("read", [0, 1, 3], ids=["nothing read", "one answer read", "three answers read"])
+def test_whoever_goes_on_while_a_reset_is_outstanding_never_reads_its_answers(
+    lent: Lent, goes_on: Callable[[Any], object], read: int
+) -> None:
+    memory = remember(lent)
+    commands: Any = lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    for command in commands[:read]:
+        lent.conn._next_seq_id = 1
+        command.read(lent.conn)
+        assert lent.verdict() is Verdict.BROKEN
+    with pytest.raises(pymysql.err.OperationalError, match="interrupted"):
+        goes_on(lent.conn)
+    assert not lent.conn.open
+    assert lent.verdict() is Verdict.BROKEN
+
+
+def test_a_reset_of_what_is_not_at_rest_is_refused(lent: Lent) -> None:
+    memory = remember(lent)
+    cursor = half_read(lent.conn, "select seq from seq_1_to_10")
+    with pytest.raises(pymysql.err.InterfaceError):
+        lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    cursor.close()
+    lent.conn.close()
+    with pytest.raises(pymysql.err.InterfaceError) as caught:
+        lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEAD
+
+
+def test_a_reset_that_was_aborted_cannot_be_read(lent: Lent) -> None:
+    memory = remember(lent)
+    token = lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    lent.adapter.abort(lent.conn)
+    with pytest.raises(pymysql.err.InterfaceError) as caught:
+        lent.adapter.read_reset(lent.conn, token, LIMIT)
+    assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEAD
+
+
+def test_a_server_that_knows_no_reset_is_an_error(
+    mariadb: MariaDB, lend: Callable[..., Lent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_COM_RESET_CONNECTION", 0x70)  # as it was to MySQL 5.6
+    lent = lend(autocommit=True)
+    memory = remember(lent)
+    token = lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    with pytest.raises(pymysql.err.OperationalError, match="Unknown command"):
+        lent.adapter.read_reset(lent.conn, token, LIMIT)
+    assert lent.verdict() in FINISHED
+
+
+def test_an_interrupt_in_the_middle_of_an_answer_is_found_by_the_reset(lent: Lent) -> None:
+    memory = remember(lent)
+    read_packet, packets = lent.conn._read_packet, 0
+
+    def read_one_packet(*args: Any) -> Any:
+        nonlocal packets
+        packets += 1
+        if packets == 2:
+            raise Interrupt
+        return read_packet(*args)
+
+    lent.conn._read_packet = read_one_packet
+    with pytest.raises(Interrupt):
+        run(lent.conn, "select seq from seq_1_to_3")
+    del lent.conn._read_packet
+    assert lent.verdict() is Verdict.DIRTY
+    with pytest.raises(pymysql.err.InternalError, match="sequence"):
+        lent.reset(memory)
+    assert lent.verdict() is Verdict.BROKEN
+
+
+def test_a_database_that_was_dropped_meanwhile_is_an_error(
+    mariadb: MariaDB, lend: Callable[..., Lent]
+) -> None:
+    with mariadb.database() as name:
+        lent = lend(PyMySQLAdapter(**mariadb.params_for(database=name)))
+        memory = remember(lent)
+    with pytest.raises(pymysql.err.OperationalError, match="Unknown database"):
+        lent.reset(memory)
+    assert lent.verdict() in FINISHED
+
+
+@pytest.mark.parametrize("name", ["app_x ü`'\"\\", "app_日本"])
+def test_a_database_comes_back_by_whatever_name(
+    mariadb: MariaDB, lend: Callable[..., Lent], name: str
+) -> None:
+    quoted = "`" + name.replace("`", "``") + "`"
+    mariadb.execute(f"create database {quoted}")
+    try:
+        lent = lend(PyMySQLAdapter(**mariadb.params_for(database=name)))
+        memory = remember(lent)
+        lent.conn.select_db("app")
+        reset(lent, memory)
+        assert run(lent.conn, "select database()") == [(name,)]
+        lent.conn.set_character_set("gbk" if "日" in name else "latin1")
+        lent.conn.commit()
+        lent.adopt_again()  # as after on_connect
+        lent.conn.select_db("app")
+        reset(lent, memory)
+        assert run(lent.conn, "select database()") == [(name,)]
+    finally:
+        mariadb.execute(f"drop database {quoted}")
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_session_without_a_database_keeps_none_or_is_spent(
+    mariadb: MariaDB, lend: Callable[..., Lent], autocommit: bool
+) -> None:
+    params: dict[str, Any] = {**mariadb.params, "autocommit": autocommit}
+    del params["database"]
+    lent = lend(PyMySQLAdapter(**params))
+    memory = remember(lent)
+    for _ in range(2):
+        run(lent.conn, "set @x = 5")
+        reset(lent, memory)
+        assert run(lent.conn, "select @x, database()") == [(None, None)]
+    mark = mariadb.mark()
+    run(lent.conn, f"use {mariadb.database_name}")
+    lent.reset(memory)
+    assert lent.verdict() is Verdict.SPENT
+    assert not lent.conn.open
+    deadline = monotonic() + SOON
+    while [s.kind for s in mariadb.statements(mark) if s.session == lent.conn.thread_id()][-1] != "Quit":
+        assert monotonic() < deadline
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "insert into ran values (1)",
+        "select 'a row', x'ff', 3 from seq_1_to_3; insert into ran values (1); select 1",
+        "call run()",
+        b"insert into ran values (1)",
+    ],
+    ids=["a write", "several statements", "a procedure", "bytes"],
+)
+def test_the_init_command_runs_once_after_each_reset(
+    mariadb: MariaDB,
+    mariadb_database: str,
+    lend: Callable[..., Lent],
+    command: str | bytes,
+    autocommit: bool,
+) -> None:
+    mariadb.execute(f"create table {mariadb_database}.ran (a int)")
+    mariadb.execute(
+        f"create procedure {mariadb_database}.run() begin insert into ran values (1); select 1; select 2; end"
+    )
+    lent = lend(
+        PyMySQLAdapter(
+            **mariadb.params_for(database=mariadb_database),
+            autocommit=autocommit,
+            init_command=command,
+            client_flag=CLIENT.MULTI_STATEMENTS,
+            conv={**conversions, FIELD_TYPE.VAR_STRING: lambda _: "spoilt", FIELD_TYPE.LONG: lambda _: 0},
+        )
+    )
+    memory = remember(lent)
+    counted = f"select count(*) from {mariadb_database}.ran"
+    before = mariadb.execute(counted)[0][0]
+    for times in (1, 2, 3):
+        run(lent.conn, "use app")
+        reset(lent, memory)
+        assert mariadb.execute(counted) == [(before + times,)]  # type: ignore[operator] # a number
+
+
+def test_an_init_command_finds_what_it_found_at_connect(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    mariadb.execute(f"create table {mariadb_database}.found (a text)")
+    found = "concat_ws(' ', database(), @@autocommit, @@sql_mode, @@character_set_client, current_role())"
+    lent = lend(
+        PyMySQLAdapter(
+            **mariadb.params_for(database=mariadb_database),
+            sql_mode="ANSI_QUOTES",
+            charset="latin2",
+            init_command=f"insert into {mariadb_database}.found values ({found})",
+        )
+    )
+    memory = remember(lent)
+    for statement in ("use app", "set sql_mode = '', names latin1", "set autocommit = 0"):
+        run(lent.conn, statement)
+    reset(lent, memory)
+    assert mariadb.execute(f"select distinct a from {mariadb_database}.found") == [
+        (f"{mariadb_database} ON ANSI_QUOTES latin2",)
+    ]
+
+
+def test_an_init_command_that_fails_is_an_error(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    mariadb.execute(f"create table {mariadb_database}.t (a int)")
+    lent = lend(
+        PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), init_command="select count(*) from t")
+    )
+    memory = remember(lent)
+    mariadb.execute(f"drop table {mariadb_database}.t")
+    with pytest.raises(pymysql.err.ProgrammingError, match="doesn't exist"):
+        lent.reset(memory)
+    assert lent.verdict() in FINISHED
+
+
+def test_all_answers_of_a_reset_have_one_limit(lend: Callable[..., Lent]) -> None:
+    lent = lend(init_command="do sleep(0.3); do sleep(0.3)", client_flag=CLIENT.MULTI_STATEMENTS)
+    memory = remember(lent)
+    token = lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+    began = monotonic()
+    with pytest.raises(pymysql.err.OperationalError, match="timed out"):
+        lent.adapter.read_reset(lent.conn, token, 0.45)
+    assert 0.4 < monotonic() - began < 0.58
+    assert lent.verdict() in FINISHED
+
+
+@pytest.mark.parametrize("at_connect", [None, "of_connect"])
+def test_a_role_does_not_outlive_a_reset(
+    mariadb: MariaDB, lend: Callable[..., Lent], at_connect: str | None
+) -> None:
+    for role in ("of_connect", "of_borrower"):
+        mariadb.execute(f"create or replace role {role}")
+        mariadb.execute(f"grant {role} to {mariadb.user}@'%'")
+
+    def connect() -> Any:
+        conn = pymysql.connect(**mariadb.params)
+        run(conn, f"set role {at_connect or 'none'}")
+        return conn
+
+    lent = lend(PyMySQLAdapter.around(connect))
+    memory = remember(lent)
+    run(lent.conn, "set role of_borrower")
+    reset(lent, memory)
+    assert run(lent.conn, "select current_role()") == [(at_connect,)]
+
+
+def test_a_transaction_that_was_prepared_for_xa_is_an_error(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), autocommit=True))
+    memory = remember(lent)
+    run(lent.conn, "create table t (a int)")
+    for statement in ("xa start 'x'", "insert into t values (1)", "xa end 'x'", "xa prepare 'x'"):
+        run(lent.conn, statement)
+    with pytest.raises(pymysql.err.MySQLError, match="PREPARED"):
+        lent.reset(memory)
+    assert lent.verdict() in FINISHED
+    lent.adapter.abort(lent.conn)
+    deadline = monotonic() + SOON
+    while True:
+        with contextlib.suppress(pymysql.err.MySQLError):  # until its session has ended
+            mariadb.execute("xa rollback 'x'")
+            break
+        assert monotonic() < deadline
+
+
+@pytest.mark.parametrize("part", [Part.FULL, Part.RESET_CONNECTION])
+def test_converters_come_back_with_full_alone(lend: Callable[..., Lent], part: Part) -> None:
+    lent = lend()
+    memory = lent.adapter.remember(lent.conn, (part,), LIMIT)
+    for _ in range(2):
+        lent.conn.decoders[FIELD_TYPE.LONG] = lambda _: "spoilt"  # in the same dictionary
+        lent.conn.encoders = {**lent.conn.encoders, int: lambda *_: "4711"}
+        lent.conn.use_unicode = False
+        assert run(lent.conn, "select 1") == [("spoilt",)]
+        reset(lent, memory, (part,))
+        full = part is Part.FULL
+        assert run(lent.conn, "select 1, 'a'") == ([(1, "a")] if full else [("spoilt", b"a")])
+        with lent.conn.cursor() as cursor:
+            assert cursor.mogrify("%s", (1,)) == ("1" if full else "4711")
+
+
+def test_what_on_connect_has_set_in_the_driver_comes_back(lent: Lent) -> None:
+    memory = remember(lent)
+    lent.conn.set_character_set("latin2", "latin2_croatian_ci")
+    lent.conn.autocommit(True)
+    lent.conn.cursorclass = DictCursor
+    lent.conn.commit()
+    lent.adopt_again()
+    lent.conn.set_character_set("latin1")
+    lent.conn.autocommit(False)
+    reset(lent, memory)
+    assert (lent.conn.cursorclass, lent.conn.encoding) == (DictCursor, "latin2")
+    assert run(lent.conn, "select @@autocommit, @@character_set_client, @@collation_connection, 'č'") == [
+        (1, "latin2", "latin2_croatian_ci", "č")
+    ]
+
+
+def test_results_in_no_character_set_stay_so(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+    def connect() -> Any:
+        conn = pymysql.connect(**mariadb.params)
+        run(conn, "set character_set_results = null")
+        return conn
+
+    lent = lend(PyMySQLAdapter.around(connect))
+    memory = remember(lent)
+    run(lent.conn, "set names latin1")
+    reset(lent, memory)
+    assert run(lent.conn, "select @@character_set_results, @@character_set_client") == [(None, "utf8mb4")]
+
+
+def test_what_the_connect_callable_has_left_open_is_committed_when_it_is_remembered(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    mariadb.execute(f"create table {mariadb_database}.t (a int)")
+
+    def connect() -> Any:
+        conn = pymysql.connect(**mariadb.params_for(database=mariadb_database))
+        run(conn, "insert into t values (1)")
+        return conn
+
+    lent = lend(PyMySQLAdapter.around(connect))
+    assert lent.verdict() is Verdict.DIRTY
+    remember(lent)
+    assert mariadb.execute(f"select * from {mariadb_database}.t") == [(1,)]
+
+
+def test_a_server_that_cannot_list_what_a_session_has_changed_is_asked_for_the_usual(
+    lend: Callable[..., Lent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MariaDB has all that MySQL is asked for, but for this.
+    monkeypatch.setattr(module, "_OF_MYSQL", [v for v in module._OF_MYSQL if v != "max_execution_time"])
+    lent = lend()
+    run(lent.conn, "set group_concat_max_len = 4711, lc_time_names = 'de_DE', join_buffer_size = 262144")
+    lent.conn.server_version = "5.7.44-log"
+    memory = remember(lent)
+    run(lent.conn, "set group_concat_max_len = 5000, lc_time_names = 'fr_FR'")
+    reset(lent, memory)
+    assert run(lent.conn, "select @@group_concat_max_len, @@lc_time_names") == [(4711, "de_DE")]
+
+
+def test_what_is_remembered_is_not_shown(lend: Callable[..., Lent]) -> None:
+    lent = lend(init_command=f"set @password = '{SECRET}'")
+    assert SECRET not in repr(remember(lent))
 
 
 # -- names and secrets

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from adapters.contract import LIMIT, AdapterContract, Harness, Lent
+from adapters.contract import FULL, LIMIT, AdapterContract, Harness, Lent
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
 from connpool.adapters.sqlite import SQLiteAdapter
 from connpool.errors import PoolMisuse
+from connpool.reset import Part
 
 FOREVER = "WITH RECURSIVE n(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM n) SELECT max(a) FROM n"
 
@@ -63,14 +64,83 @@ class SQLiteHarness(Harness):
     def slow(self, conn: sqlite3.Connection) -> None:
         conn.execute(FOREVER)
 
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        def put(name: str, value: object) -> Callable[[Any], object]:
+            return lambda conn: setattr(conn, name, value)
 
-class TestFile(AdapterContract):
+        return {
+            "row_factory": put("row_factory", sqlite3.Row),
+            "text_factory": put("text_factory", bytes),
+            "isolation_level": put("isolation_level", "IMMEDIATE"),
+            **({"autocommit": put("autocommit", True)} if sys.version_info >= (3, 12) else {}),
+        }
+
+    def settings(self, conn: Any) -> object:
+        return [getattr(conn, name) for name in self.alterations()]
+
+    def change_session(self, conn: sqlite3.Connection) -> None:
+        conn.execute("PRAGMA cache_size = 4711")
+        conn.execute("CREATE TEMP TABLE leak (a)")
+        conn.execute("ATTACH ':memory:' AS leak")
+        conn.create_function("leak", 0, lambda: 4711)
+        conn.create_collation("leak", lambda a, b: 0)
+        conn.commit()
+
+    def session(self, conn: sqlite3.Connection) -> object:
+        return (
+            self.run(conn, "PRAGMA cache_size"),
+            self.run(conn, "SELECT name FROM temp.sqlite_master"),
+            [name for _, name, _ in self.run(conn, "PRAGMA database_list")],
+            self.run(conn, "SELECT count(*) FROM pragma_function_list WHERE name = 'leak'"),
+            self.run(conn, "SELECT count(*) FROM pragma_collation_list WHERE name = 'leak'"),
+        )
+
+
+class SQLiteContract(AdapterContract):
+    """A full reset is a new connection here, so two tests of the contract look at that one."""
+
+    @pytest.mark.parametrize("state", AdapterContract.STATES)
+    def test_a_full_reset_makes_it_what_it_was_at_connect(
+        self,
+        harness: Harness,
+        lend: Callable[..., Lent],
+        table: Callable[[], list[int]],
+        state: str,
+    ) -> None:
+        if state == "failed":
+            self.need(harness, "fail")
+        adapter = harness.adapter()
+        lent = lend(adapter)
+        settings, at_connect = harness.settings(lent.conn), self.session(harness, lent)
+        memory = adapter.remember(lent.conn, FULL, LIMIT)
+        for _ in range(2):
+            harness.change_session(lent.conn)
+            if "altered" in state:
+                harness.alter(lent.conn)
+            if "dirty" in state:
+                adapter.begin(lent.conn)
+                harness.insert(lent.conn, 1)
+            lent.reset(memory)
+            assert lent.verdict() is Verdict.SPENT
+            adapter.close(lent.conn, LIMIT)
+            lent = lend(adapter)
+            assert self.session(harness, lent) == at_connect
+            assert harness.settings(lent.conn) == settings
+        assert table() == []
+
+    def test_every_part_leaves_it_clean_and_usable(
+        self, harness: Harness, lend: Callable[..., Lent], table: Callable[[], list[int]]
+    ) -> None:
+        assert lend().adapter.parts == {Part.FULL}
+
+
+class TestFile(SQLiteContract):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> Harness:
         return SQLiteHarness(tmp_path / "app.db")
 
 
-class TestWAL(AdapterContract):
+class TestWAL(SQLiteContract):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> Harness:
         conn = sqlite3.connect(tmp_path / "app.db")
@@ -79,7 +149,7 @@ class TestWAL(AdapterContract):
         return SQLiteHarness(tmp_path / "app.db")
 
 
-class TestAround(AdapterContract):
+class TestAround(SQLiteContract):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> Harness:
         class AroundHarness(SQLiteHarness):
@@ -89,7 +159,7 @@ class TestAround(AdapterContract):
         return AroundHarness(tmp_path / "app.db")
 
 
-class TestMemory(AdapterContract):
+class TestMemory(SQLiteContract):
     @pytest.fixture
     def harness(self) -> Harness:
         class MemoryHarness(SQLiteHarness):
@@ -113,7 +183,7 @@ class TestMemory(AdapterContract):
 
 if sys.version_info >= (3, 12):
 
-    class TestAutocommitTrue(AdapterContract):
+    class TestAutocommitTrue(SQLiteContract):
         @pytest.fixture
         def harness(self, tmp_path: Path) -> Harness:
             class TrueHarness(SQLiteHarness):
@@ -122,10 +192,14 @@ if sys.version_info >= (3, 12):
 
             return TrueHarness(tmp_path / "app.db")
 
-    class TestAutocommitFalse(AdapterContract):
+    class TestAutocommitFalse(SQLiteContract):
         @pytest.fixture
         def harness(self, tmp_path: Path) -> Harness:
             class FalseHarness(SQLiteHarness):
+                lacks = MappingProxyType(
+                    {**SQLiteHarness.lacks, "alter": "the verdict sees an open transaction at any time"}
+                )
+
                 def set_autocommit(self, conn: Any) -> None:
                     conn.autocommit = True
 
@@ -138,9 +212,59 @@ if sys.version_info >= (3, 12):
             harness.insert(lent.conn, 9)
             assert lent.verdict() is Verdict.DIRTY
             lent.adapter.commit(lent.conn)
-            assert lent.verdict() is Verdict.BROKEN
+            assert lent.verdict() is Verdict.SPENT
             del kept
             assert table() == [0, 1, 2, 9]
+
+        @pytest.mark.parametrize("how", ["close", "abort"])
+        def test_an_interrupt_does_not_keep_it_from_being_closed(
+            self, harness: Harness, lent: Lent, table: Callable[[], list[int]], how: str
+        ) -> None:
+            adapter, kept = lent.adapter, harness.leave_unread(lent.conn)
+            harness.insert(lent.conn, 9)
+            lent.conn.interrupt()
+            if how == "close":
+                adapter.close(lent.conn, LIMIT)
+                assert lent.verdict() is Verdict.SPENT
+            else:
+                conn, lent.conn = weakref.ref(lent.conn), adapter.connect(LIMIT)
+                adapter.abort(conn())
+                del kept
+                adapter.close(adapter.connect(LIMIT), LIMIT)
+                assert conn() is None  # and closed, else there would be a ResourceWarning
+            assert table() == [0, 1, 2]
+
+        def test_restore_puts_all_settings_back_within_the_transaction_that_is_always_open(
+            self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+        ) -> None:
+            before = harness.settings(lent.conn)
+            for end in (lent.adapter.commit, lambda conn: lent.adapter.rollback(conn, LIMIT)):
+                for what, change in harness.alterations().items():
+                    harness.insert(lent.conn, 1)
+                    change(lent.conn)
+                    if lent.verdict() is Verdict.DIRTY:
+                        end(lent.conn)
+                    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+                    assert harness.settings(lent.conn) == before, what
+                    assert lent.conn.in_transaction, what
+                    assert lent.at_rest(), what
+            committed = table()
+            harness.insert(lent.conn, 2)
+            lent.adapter.rollback(lent.conn, LIMIT)
+            assert table() == committed
+
+        def test_restoring_what_is_not_altered_sends_nothing(self, lent: Lent) -> None:
+            sent: list[str] = []
+            lent.conn.set_trace_callback(sent.append)
+            lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+            assert sent == []
+
+        def test_a_transaction_that_its_borrower_ended_by_hand_is_begun_anew(self, lent: Lent) -> None:
+            lent.conn.execute("COMMIT")
+            assert lent.verdict() is Verdict.ALTERED
+            lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+            assert lent.conn.in_transaction
+            assert lent.at_rest()
 
 
 # -- the verdict -------------------------------------------------------------------------------------
@@ -161,12 +285,26 @@ def lent(adapter: SQLiteAdapter) -> Iterator[Lent]:
     adapter.close(lent.conn, LIMIT)
 
 
-def test_half_read_select_is_broken(lent: Lent) -> None:
+def test_half_read_select_is_spent(lent: Lent) -> None:
     cursor = lent.conn.execute("SELECT a FROM t")
     cursor.fetchone()
     assert not lent.conn.in_transaction
-    assert lent.verdict() is Verdict.BROKEN
-    assert lent.verdict() is Verdict.BROKEN
+    assert lent.verdict() is Verdict.SPENT
+    assert lent.verdict() is Verdict.SPENT
+
+
+@pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 35), reason="RETURNING is new in SQLite 3.35")
+def test_half_read_insert_without_a_transaction_is_spent_and_loses_nothing(lent: Lent) -> None:
+    lent.conn.isolation_level = None
+    cursor = lent.conn.execute("INSERT INTO t VALUES (4, NULL), (5, NULL) RETURNING a")
+    cursor.fetchone()
+    assert not lent.conn.in_transaction
+    assert lent.verdict() is Verdict.SPENT
+    lent.adapter.close(lent.conn, LIMIT)
+    del cursor
+    other = lent.adapter.connect(LIMIT)
+    assert other.execute("SELECT max(a) FROM t").fetchone() == (5,)
+    other.close()
 
 
 def test_select_that_was_read_to_its_end_or_dropped_is_clean(lent: Lent) -> None:
@@ -179,9 +317,14 @@ def test_select_that_was_read_to_its_end_or_dropped_is_clean(lent: Lent) -> None
     assert lent.verdict() is Verdict.CLEAN
 
 
-def test_open_blob_is_broken(lent: Lent) -> None:
-    with lent.conn.blobopen("t", "b", 1, readonly=True):
-        assert lent.verdict() is Verdict.BROKEN
+def test_open_blob_is_spent_and_what_was_written_to_it_is_not_lost(lent: Lent) -> None:
+    blob = lent.conn.blobopen("t", "b", 1)
+    blob.write(b"\x07")
+    assert lent.verdict() is Verdict.SPENT
+    lent.adapter.close(lent.conn, LIMIT)
+    other = lent.adapter.connect(LIMIT)
+    assert other.execute("SELECT b FROM t WHERE rowid = 1").fetchone() == (b"\x07",)
+    other.close()
 
 
 def test_a_transaction_is_committed_before_a_half_read_select_is_given_up(lent: Lent) -> None:
@@ -190,7 +333,7 @@ def test_a_transaction_is_committed_before_a_half_read_select_is_given_up(lent: 
     lent.conn.execute("INSERT INTO t VALUES (4, NULL)")
     assert lent.verdict() is Verdict.DIRTY
     lent.adapter.commit(lent.conn)
-    assert lent.verdict() is Verdict.BROKEN
+    assert lent.verdict() is Verdict.SPENT
     other = lent.adapter.connect(LIMIT)
     assert other.execute("SELECT max(a) FROM t").fetchone() == (4,)
     other.close()
@@ -203,6 +346,22 @@ def test_the_verdict_leaves_no_interrupt_behind(lent: Lent) -> None:
 
 def test_the_verdict_shows_no_row_to_a_row_factory(lent: Lent) -> None:
     lent.conn.row_factory = lambda cursor, row: 1 / 0
+    assert lent.verdict() is Verdict.ALTERED
+
+
+def test_a_borrowers_factory_is_never_asked_what_it_equals(lent: Lent) -> None:
+    class Factory:
+        def __call__(self, cursor: object, row: object) -> object:
+            return row
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError
+
+        __hash__ = None  # type: ignore[assignment] # what defining __eq__ comes to
+
+    lent.conn.row_factory = Factory()
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
     assert lent.verdict() is Verdict.CLEAN
 
 
@@ -223,6 +382,84 @@ def test_the_verdict_of_a_thread_that_must_not_touch_it_is_broken(tmp_path: Path
     thread.join()
     conn.close()
     assert verdicts == [Verdict.BROKEN]
+
+
+# -- settings ----------------------------------------------------------------------------------------
+
+WAYS: list[dict[str, Any]] = [{}, {"isolation_level": None}, {"isolation_level": "EXCLUSIVE"}]
+if sys.version_info >= (3, 12):
+    WAYS += [{**way, "autocommit": mode} for way in WAYS for mode in (True, False)]
+
+
+@pytest.mark.parametrize("altered", WAYS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_from_any_way_to_begin_transactions_to_any_other_nothing_is_committed(
+    tmp_path: Path, way: dict[str, Any], altered: dict[str, Any]
+) -> None:
+    lent = Lent(SQLiteAdapter(tmp_path / "app.db", **way))
+    lent.conn.execute("CREATE TABLE t (a)")
+    lent.adapter.commit(lent.conn)
+    names = ["isolation_level", "autocommit"][: 1 + (sys.version_info >= (3, 12))]
+    before = [getattr(lent.conn, name) for name in names]
+    if sys.version_info >= (3, 12):
+        lent.conn.autocommit = True  # else the next line fails or not, as its order with this one has it
+    lent.conn.isolation_level = altered.get("isolation_level", "")
+    if sys.version_info >= (3, 12):
+        lent.conn.autocommit = altered.get("autocommit", sqlite3.LEGACY_TRANSACTION_CONTROL)
+    lent.adapter.begin(lent.conn)
+    lent.conn.execute("INSERT INTO t VALUES (1)")
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.rollback(lent.conn, LIMIT)
+    sent: list[str] = []
+    lent.conn.set_trace_callback(sent.append)
+    lent.adapter.restore(lent.conn, lent.baseline, LIMIT)
+    assert set(sent) <= {"ROLLBACK", "BEGIN", "BEGIN "}
+    lent.conn.set_trace_callback(None)
+    assert [getattr(lent.conn, name) for name in names] == before
+    assert lent.at_rest()
+    assert lent.conn.in_transaction is (way.get("autocommit") is False)
+    assert lent.conn.execute("SELECT a FROM t").fetchall() == []
+    lent.adapter.close(lent.conn, LIMIT)
+
+
+def test_restore_never_commits_an_open_transaction(lent: Lent) -> None:
+    lent.conn.execute("INSERT INTO t VALUES (4, NULL)")
+    lent.adapter.restore(lent.conn, lent.baseline._replace(isolation_level=None), LIMIT)
+    assert not lent.conn.in_transaction
+    assert lent.conn.execute("SELECT max(a) FROM t").fetchone() == (3,)
+
+
+@since_312
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+def test_a_mode_with_a_transaction_always_open_is_left_with_its_borrower(lent: Lent, ending: str) -> None:
+    conn: Any = lent.conn
+    conn.autocommit = False
+    conn.execute("INSERT INTO t VALUES (4, NULL)")
+    assert lent.verdict() is Verdict.DIRTY
+    if ending == "commit":
+        lent.adapter.commit(conn)
+    else:
+        lent.adapter.rollback(conn, LIMIT)
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adapter.restore(conn, lent.baseline, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert conn.execute("SELECT max(a) FROM t").fetchone() == (4 if ending == "commit" else 3,)
+
+
+@since_312
+def test_a_mode_with_a_transaction_always_open_can_be_chosen_by_on_connect(lent: Lent) -> None:
+    conn: Any = lent.conn
+    conn.autocommit = False
+    assert lent.verdict() is Verdict.DIRTY
+    lent.adapter.commit(conn)
+    assert lent.verdict() is Verdict.ALTERED
+    lent.adopt_again()
+    assert not lent.adapter.sees_transactions
+    assert conn.autocommit is False
+    assert conn.in_transaction
+    conn.execute("INSERT INTO t VALUES (4, NULL)")
+    lent.adapter.rollback(conn, LIMIT)
+    assert conn.execute("SELECT max(a) FROM t").fetchone() == (3,)
 
 
 # -- transactions ------------------------------------------------------------------------------------
@@ -325,6 +562,23 @@ def test_shared_memory_is_told_from_private_memory() -> None:
     adapter.close(lent.conn, LIMIT)
 
 
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_shared_memory_of_a_callable_outlives_the_pools_connections(way: dict[str, Any]) -> None:
+    def connect() -> sqlite3.Connection:
+        uri = "file:outlives?mode=memory&cache=shared"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=0, **way)
+
+    adapter = SQLiteAdapter.around(connect)
+    one = Lent(adapter)
+    one.conn.execute("CREATE TABLE t (a)")
+    adapter.commit(one.conn)
+    one.reset(adapter.remember(one.conn, FULL, LIMIT))
+    assert one.verdict() is Verdict.SPENT
+    two = Lent(adapter)
+    assert two.conn.execute("SELECT a FROM t").fetchall() == []
+    adapter.close(two.conn, LIMIT)
+
+
 def test_same_connection_twice_is_refused() -> None:
     conn = sqlite3.connect(":memory:", check_same_thread=False)
     adapter = SQLiteAdapter.around(lambda: conn)
@@ -369,6 +623,19 @@ def test_memory_is_shared_and_survives_without_a_connection_of_the_pool() -> Non
     one.conn.execute("INSERT INTO t VALUES (1)")
     adapter.commit(one.conn)
     adapter.close(one.conn, LIMIT)
+    two = Lent(adapter)
+    assert two.conn.execute("SELECT a FROM t").fetchall() == [(1,)]
+    adapter.close(two.conn, LIMIT)
+
+
+def test_memory_survives_a_full_reset_of_its_only_connection() -> None:
+    adapter = adapter_for_url("sqlite://")
+    one = Lent(adapter)
+    one.conn.execute("CREATE TABLE t (a)")
+    one.conn.execute("INSERT INTO t VALUES (1)")
+    adapter.commit(one.conn)
+    one.conn.execute("INSERT INTO t VALUES (2)")
+    one.reset(adapter.remember(one.conn, FULL, LIMIT))
     two = Lent(adapter)
     assert two.conn.execute("SELECT a FROM t").fetchall() == [(1,)]
     adapter.close(two.conn, LIMIT)

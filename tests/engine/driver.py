@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from connpool.adapter import Verdict
 from connpool.engine.core import Core
-from connpool.engine.flows import Call, Ending, Flow, Flows, Operation, Park, Start, Step, Watch
+from connpool.engine.flows import Call, Ending, Flow, Flows, Operation, Park, Report, Start, Step, Watch
 from connpool.engine.records import Entry, Refusal, Waiter
+from connpool.errors import PoolError
 from connpool.options import PoolOptions
 from connpool.testing import Cancelled, FakeAdapter, FakeConnection, FakeServer
 
@@ -188,12 +189,15 @@ class Hand(Generic[R]):
         elif isinstance(operation, Watch):
             self.world.watched = operation.at
             self.resume()
+        elif isinstance(operation, Report):
+            self.world.reports.append((operation.error, operation.origin))
+            self.resume()
         else:
             self.resume()
 
     def to(self, wanted: Step | type[Operation]) -> Any:
         """Go on to the first operation of a kind, and stand there."""
-        while not self._is(wanted):
+        while not self.at(wanted):
             assert not self.done, f"ended before {wanted}: {self.steps}, {self.error!r}"
             assert not self.parked, f"parked before {wanted}: {self.steps}"
             self.execute()
@@ -209,8 +213,12 @@ class Hand(Generic[R]):
         """Go on to the end and return, or raise, what it came to."""
         self.run()
         assert self.done, f"it waits: {self.steps}"
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback owns what its callers own, and this frame would keep it
         result, self.result = self.result, None
         return result  # type: ignore[return-value] # it ended well
 
@@ -218,7 +226,8 @@ class Hand(Generic[R]):
     def parked(self) -> bool:
         return isinstance(self.operation, Park) and self.operation.waiter.outcome is None
 
-    def _is(self, wanted: Step | type[Operation]) -> bool:
+    def at(self, wanted: Step | type[Operation]) -> bool:
+        """Tell whether it stands at an operation of a kind."""
         if isinstance(wanted, Step):
             return isinstance(self.operation, Call) and self.operation.step is wanted
         return isinstance(self.operation, wanted)
@@ -268,6 +277,7 @@ class World:
         self.helpers = helpers
         self.jobs: deque[Flow[None]] = deque()
         self.watched: float | None = None
+        self.reports: list[tuple[Exception, object]] = []
         self.hands: list[Hand[Any]] = []
         self.suspensions = 0
         self._strike: tuple[int, BaseException] | None = None
@@ -382,6 +392,45 @@ class World:
                     del entry
 
 
+def discards(world: World) -> dict[str, int]:
+    """Return the reasons for which connections were discarded, and how many were."""
+    return {reason.value: count for reason, count in world.core.totals.discards.items() if count}
+
+
+def refusal(hand: Hand[Any], kind: type[PoolError]) -> str:
+    """Run a flow to its refusal and return what it says."""
+    hand.run()
+    assert type(hand.error) is kind, repr(hand.error)
+    return str(hand.error)
+
+
+def opening(world: World) -> Hand[None]:
+    """Have somebody ask for a connection, and hold the dial that this starts."""
+    world.acquire().run()
+    return world.hold(world.jobs.popleft())
+
+
+def drive(flow: Flow[Any]) -> BaseException | None:
+    """Run a flow to its end as a thread does, and return its error as it is, traceback and all."""
+    resume: Callable[[Any], Any] = flow.send
+    value: Any = None
+    try:
+        while True:
+            operation = resume(value)
+            resume, value = flow.send, None
+            if isinstance(operation, Call):
+                try:
+                    value = operation.fn(*operation.args)
+                except BaseException as exc:
+                    resume, value = flow.throw, exc
+    except StopIteration:
+        return None
+    except BaseException as exc:
+        return exc
+    finally:
+        del value  # see ThreadRunner
+
+
 STRIKES: dict[str, Callable[[], BaseException]] = {
     "cancelled": Cancelled,
     "failing": lambda: OSError("struck"),
@@ -410,4 +459,6 @@ class BlindAdapter(FakeAdapter):
     sees_transactions = False
 
     def verdict(self, conn: FakeConnection, baseline: object) -> Verdict:
-        return Verdict.BROKEN if conn.closed or conn.busy else Verdict.DIRTY
+        if conn.closed:
+            return Verdict.SPENT
+        return Verdict.BROKEN if conn.busy else Verdict.DIRTY

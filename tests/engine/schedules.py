@@ -1,4 +1,4 @@
-"""Random schedules for the simulator: clients, a server with a bad day, an operator.
+"""Random schedules for the simulator: clients, a server with a bad day, an operator, hooks and policies.
 
 `python -m engine.schedules SEED` (with tests/ on the path) replays one schedule by its seed.
 """
@@ -10,11 +10,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
-from connpool.engine.core import Entry
-from connpool.engine.flows import Step
+from connpool.engine.flows import Call, Flow, Step
+from connpool.engine.records import Entry
 from connpool.errors import PoolError
 from connpool.testing import (
     Cancelled,
@@ -30,12 +31,179 @@ TIMEOUTS = (0, 0.005, 0.05, 0.5, 2.0, None)
 PATIENCE = 60.0  # seconds after which whoever is not done hangs
 AFTERMATH = 2.0  # seconds that are watched when all is done: as long as the longest lifetime
 
+R = TypeVar("R")
+
+BOUNDED = (Step.PING, Step.ROLLBACK, Step.RESTORE, Step.SEND_RESET, Step.READ_RESET)
+"""Steps that the adapter ends in time: their limit is their last argument."""
+HOOKS = (Step.ON_CONNECT, Step.ON_ACQUIRE, Step.ON_RELEASE, Step.RESET)
+"""Steps that nobody can end in time, but by cutting their connection."""
+
+
+class HookError(FakeError):
+    """What a hook raises."""
+
+
+class Strict(Simulation):
+    """A simulation in which steps keep their limits, and nothing fails unnoticed."""
+
+    fault = ""  # what must never happen, and has
+    cut = 0  # hooks that took too long
+
+    def __init__(self, seed: int, server: FakeServer, **options: Any) -> None:
+        super().__init__(seed, server, **options)
+        adapter: Any = self.flows.adapter
+        self._restore = adapter.restore
+        adapter.restore = self.restore
+
+    def spawn(self, flow: Flow[R], name: str) -> Task[R]:
+        task = super().spawn(flow, name)
+        task.callbacks.append(self.inspect)
+        return task
+
+    def inspect(self, task: Task[Any]) -> None:
+        """See that a task failed as tasks may."""
+        error = task.error
+        assert not self.fault, self.fault
+        if error is not None:
+            assert isinstance(error, PoolError | FakeError | Cancelled), f"{task.name} failed: {error!r}"
+            self.cut += "its connection was cut" in str(error)
+
+    def seconds(self, call: Call) -> float:
+        seconds, step = super().seconds(call), call.step
+        if step in BOUNDED:
+            limit = call.args[-1]
+            if isinstance(limit, float) and seconds > limit:
+                call.fn = self.come_too_late
+                return limit
+        elif (
+            self.core.limited and step in HOOKS
+        ):  # it waits for the server, and no longer than its connection lives
+            for slot, until in self.core.limited.items():
+                if slot.conn is call.args[-1]:
+                    return min(seconds, max(0.0, until - self.now) + 0.001)
+        return seconds
+
+    def come_too_late(self, conn: FakeConnection, *args: object) -> None:
+        conn.busy = True
+        raise FakeOperationalError("no answer in time")
+
+    def restore(self, conn: FakeConnection, baseline: object, limit: float | None) -> None:
+        """Restore, and note what no error tells: a driver would have committed."""
+        if conn.in_transaction:
+            self.fault = "settings were restored in an open transaction"
+        self._restore(conn, baseline, limit)
+
+
+class Customs:
+    """Hooks and a reset policy, and what they promise to whoever is lent a connection."""
+
+    def __init__(self, seed: int) -> None:
+        draw = self.draw = Random(f"customs {seed}")
+        self.counts: Counter[str] = Counter()
+        self.faults = 0.0  # the probability that a hook raises
+        self.mode = "default"
+        self.session: dict[str, str] = {}  # beside the tenant
+        self.promised: dict[int, str] = {}  # tenants, by the number of the connection
+        self.options: dict[str, Any] = {}
+        if draw.random() < 0.6:
+            return
+        self.faults = draw.choice((0.0, 0.0, 0.1))
+        self.options = {
+            "reset": draw.choice(
+                (
+                    "rollback",
+                    "none",
+                    "full",
+                    "full",
+                    self.clear_tenant,
+                    [self.clear_tenant, "unlock"],
+                    ["unlock", self.clear_tenant],
+                )
+            ),
+            "reset_timeout": draw.choice((5.0, None, 0.05)),
+            "on_connect": draw.choice((None, None, self.open_transaction, self.set_role)),
+            "on_acquire": draw.choice((None, self.set_tenant)),
+            "on_release": draw.choice((None, None, self.upset)),
+            "on_close": draw.choice((None, self.say_goodbye)),
+        }
+        if self.options["on_connect"] == self.set_role:
+            self.mode, self.session = "autocommit", {"role": "app"}
+
+    @property
+    def clears_session(self) -> bool:
+        policy = self.options.get("reset")
+        return policy == "full" or isinstance(policy, list)
+
+    @property
+    def clears_tenant(self) -> bool:
+        return self.clears_session or self.options.get("reset") == self.clear_tenant
+
+    # -- hooks -----------------------------------------------------------------------------------------
+
+    def perhaps_raise(self) -> None:
+        if self.faults and self.draw.random() < self.faults:
+            self.counts["hook failed"] += 1
+            raise HookError("as hooks do")
+
+    def open_transaction(self, conn: FakeConnection) -> None:
+        self.perhaps_raise()
+        conn.execute("set")
+
+    def set_role(self, conn: FakeConnection) -> None:
+        self.perhaps_raise()
+        conn.execute("set role app")
+        conn.mode = "autocommit"
+
+    def set_tenant(self, conn: FakeConnection) -> None:
+        self.perhaps_raise()
+        tenant = self.promised[conn.number] = str(self.draw.random())
+        conn.execute(f"set tenant {tenant}")
+
+    def clear_tenant(self, conn: FakeConnection) -> None:
+        self.perhaps_raise()
+        conn.execute("set tenant nobody")
+
+    def upset(self, conn: FakeConnection) -> None:
+        """Leave behind what the policy has to put right."""
+        self.perhaps_raise()
+        conn.mode = "upset"
+        if self.clears_session:
+            conn.execute("set role upset")
+
+    def say_goodbye(self, conn: FakeConnection) -> None:
+        self.perhaps_raise()
+
+    # -- borrowers -------------------------------------------------------------------------------------
+
+    def alter(self, conn: FakeConnection) -> None:
+        """Change settings, as borrowers do, and do not put them back."""
+        deed = self.draw.randrange(10)
+        if deed < 3:
+            conn.mode = "mine"
+        if 1 < deed < 5:
+            conn.execute("set tenant mine")
+        if deed == 5:
+            conn.execute("set role mine")
+
+    def check(self, conn: FakeConnection) -> None:
+        """See that a connection that is lent is as it was promised."""
+        assert conn.mode == self.mode, f"the settings of somebody else: {conn.mode}"
+        session = conn.session.copy()
+        tenant = session.pop("tenant", "nobody")
+        if self.options.get("on_acquire") is not None:
+            assert tenant == self.promised.pop(conn.number, "not told"), "on_acquire was not run"
+        elif self.clears_tenant:
+            assert tenant == "nobody", "the tenant of somebody else"
+        if self.clears_session:
+            assert session == self.session, f"the session of somebody else: {session}"
+
 
 class Schedule:
     """One schedule: everything in it follows from the seed."""
 
     def __init__(self, seed: int) -> None:
         draw = self.draw = Random(f"schedule {seed}")
+        customs = self.customs = Customs(seed)
         self.server = FakeServer(
             latency={
                 Step.CONNECT: draw.choice((0.0, 0.02, 0.3)),
@@ -43,6 +211,12 @@ class Schedule:
                 Step.ROLLBACK: draw.choice((0.0, 0.005)),
                 Step.COMMIT: draw.choice((0.0, 0.005)),
                 Step.CLOSE: draw.choice((0.0, 0.01, 0.5)),
+                Step.READ_RESET: customs.draw.choice((0.0, 0.005)),
+                Step.RESTORE: customs.draw.choice((0.0, 0.005)),
+                Step.RESET: customs.draw.choice((0.0, 0.02)),
+                Step.ON_ACQUIRE: customs.draw.choice((0.0, 0.005, 0.1)),
+                Step.ON_RELEASE: customs.draw.choice((0.0, 0.02)),
+                Step.ON_CLOSE: customs.draw.choice((0.0, 0.0, 2.0)),
             }
         )
         options: dict[str, Any] = {
@@ -55,10 +229,12 @@ class Schedule:
             "probe_after": draw.choice((None, 0, 0.02)),
             "ping_after": draw.choice((None, 0.05)),
             "max_uses": draw.choice((None, 1, 3)),
-            "on_connect": draw.choice((None, None, lambda conn: conn.execute("set"))),
+            "on_connect": draw.choice((None, None, customs.open_transaction)),
+            **customs.options,
         }
         options["min_idle"] = draw.choice((0, 0, draw.randint(0, options["max_size"])))
-        self.simulation = Simulation(seed, self.server, helpers=draw.choice((1.0, 1.0, 0.7)), **options)
+        self.simulation = Strict(seed, self.server, helpers=draw.choice((1.0, 1.0, 0.7)), **options)
+        self.warm = customs.draw.random() < 0.5  # else a build without a GIL, where all goes by the flows
         self.cancels = draw.choice((0.0, 0.1, 0.4))
         self.bound = options["max_size"]
         self.counts: Counter[str] = Counter()
@@ -79,6 +255,11 @@ class Schedule:
         assert not self.clients, f"{self.clients} clients hang"
         self.aftermath()
         self.close()
+        totals = self.simulation.core.totals
+        discards = {f"discarded: {reason}": count for reason, count in totals.discards.items()}
+        self.counts.update(self.customs.counts)
+        self.counts.update(discards, rollbacks=totals.rollbacks, resets=totals.resets)
+        self.counts.update(cut=self.simulation.cut, reported=len(self.simulation.reports))
         return self.counts
 
     # -- time ------------------------------------------------------------------------------------------
@@ -115,6 +296,10 @@ class Schedule:
             return
         timeout = self.draw.choice(TIMEOUTS)
         began = self.simulation.now
+        if self.warm and (entry := self.take()) is not None:
+            self.counts["warm"] += 1
+            self.use(entry, rounds)
+            return
 
         def served(task: Task[Entry[FakeConnection]]) -> None:
             pause = self.draw.random() * 0.02
@@ -124,7 +309,8 @@ class Schedule:
                 self.use(entry, rounds)
                 return
             self.counts[type(task.error).__name__] += 1
-            assert isinstance(task.error, PoolError | Cancelled), repr(task.error)
+            if self.customs.options.get("on_acquire") is None:
+                assert not isinstance(task.error, FakeError), repr(task.error)
             if timeout is not None and not self.jumped:
                 late = self.simulation.now - began - timeout
                 assert late < 1.0 or self.slow, f"an acquire ended {late:.3f} s after its deadline"
@@ -133,6 +319,36 @@ class Schedule:
         task = self.simulation.acquire(timeout)
         task.callbacks.append(served)
         self.perhaps_cancel(task)
+
+    def take(self) -> Entry[FakeConnection] | None:
+        """Take what is at hand, as the warm path does."""
+        simulation, core = self.simulation, self.simulation.core
+        if core.waiters or not core.idle:
+            return None
+        entry = core.idle[-1]
+        if not simulation.now < entry.check_at or entry.doomed:
+            return None
+        core.idle.pop()
+        assert entry not in simulation.lent, "an entry has two owners"
+        entry.lent_at = simulation.now
+        simulation.lent.add(entry)
+        return entry
+
+    def give(self, entry: Entry[FakeConnection]) -> bool:
+        """Give back what is clean, as the warm path does; tell whether it was."""
+        simulation, core = self.simulation, self.simulation.core
+        check_at = simulation.now + simulation.flows.look_after if simulation.flows.warm else inf
+        if entry.verdict(entry.conn, entry.baseline) or check_at >= entry.expires:
+            return False
+        simulation.lent.remove(entry)
+        entry.idle_since, entry.check_at = simulation.now, check_at
+        entry.holds.append(simulation.now - entry.lent_at)
+        if len(entry.holds) >= entry.batch:
+            core.fold(entry)
+        core.idle.append(entry)
+        if (core.waiters or entry.doomed) and core.rematch(entry):
+            simulation.spawn(simulation.flows.follow_up(), "follow-up")
+        return True
 
     jumped = False
 
@@ -145,9 +361,10 @@ class Schedule:
         """Do with a connection what borrowers do, and give it back."""
         draw, simulation = self.draw, self.simulation
         error: BaseException | None = None
-        assert entry.conn.in_transaction is False, "a transaction of somebody else"
+        self.customs.check(entry.conn)
         deed = draw.randrange(10)
         try:
+            self.customs.alter(entry.conn)
             if deed == 0:
                 entry.conn.kill()
             if deed < 5:
@@ -163,9 +380,10 @@ class Schedule:
 
         def back() -> None:
             nonlocal entry
+            assert deed == 9 or not entry.conn.closed, "a connection was closed while it was lent"
             if draw.random() < 0.03:
                 self.lose(entry)
-            else:
+            elif error is not None or not (self.warm and self.give(entry)):
                 self.perhaps_cancel(simulation.release(entry, error))
             del entry
             self.client(rounds - 1)
@@ -212,13 +430,19 @@ class Schedule:
             simulation.spawn(flows.evict(), "evict")
         elif kind == 1:
             self.bound = self.draw.randint(1, 4)
-            simulation.spawn(flows.resize(self.bound, self.draw.randint(0, self.bound)), "resize")
+            task = simulation.spawn(flows.resize(self.bound, self.draw.randint(0, self.bound)), "resize")
+            task.callbacks.append(self.resized)
         else:
             simulation.spawn(flows.ready(simulation.now + 1.0), "ready")
+
+    def resized(self, task: Task[None]) -> None:
+        core = self.simulation.core
+        assert len(core.idle) <= core.max_size, "a surplus of idle connections"
 
     def close(self) -> None:
         """Prove that every place is usable, then close the pool and see that nothing is left."""
         simulation, core = self.simulation, self.simulation.core
+        self.customs.faults = 0.0
         core.resize(core.max_size, 0)
         self.server.up()
         self.use_every_place()
@@ -237,12 +461,19 @@ class Schedule:
         A method of its own: a name that lives on would own what is lost later.
         """
         simulation = self.simulation
-        tasks = [simulation.acquire(30.0) for _ in range(simulation.core.max_size)]
-        self.until(lambda: all(task.done for task in tasks))
-        assert all(task.result for task in tasks), f"a place was lost: {[task.error for task in tasks]}"
-        for task in tasks:
-            entry, task.result = task.result, None
-            assert entry is not None
+        entries: list[Entry[FakeConnection]] = []
+        errors: list[BaseException | None] = []
+        while len(entries) < simulation.core.max_size:
+            tasks = [simulation.acquire(30.0) for _ in range(simulation.core.max_size - len(entries))]
+            self.until(lambda tasks=tasks: all(task.done for task in tasks))  # type: ignore[misc]
+            entries += [task.result for task in tasks if task.result is not None]
+            errors += [task.error for task in tasks if task.result is None]
+            # A hook may come upon connections that have died: each of them once.
+            lost = [error for error in errors if not isinstance(error, FakeOperationalError)]
+            assert not lost, f"a place was lost: {lost}"
+            assert len(errors) < 10, f"nothing but dead connections: {errors}"
+        for entry in entries:
+            self.customs.check(entry.conn)
             simulation.release(entry)
 
 

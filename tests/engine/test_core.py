@@ -1569,6 +1569,76 @@ def test_next_dial_is_due_while_somebody_needs_it() -> None:
     assert core.due(NOW) is None
 
 
+# -- time limits: what the user's code keeps too long is cut -----------------------------------------
+
+
+def test_connection_is_cut_when_its_time_is_over_and_once() -> None:
+    core = make_core(max_size=2)
+    one, other = lend(core, 2)
+    core.limit(one.slot, NOW + 1)
+    core.limit(other.slot, NOW + 2)
+    assert core.overstayed(NOW + 0.9) == []
+    assert core.overstayed(NOW + 1) == [one.conn]
+    assert core.overstayed(NOW + 1) == []
+    assert core.overstayed(NOW + 9) == [other.conn]
+
+
+def test_call_that_returned_learns_whether_it_was_cut() -> None:
+    core = make_core(max_size=2)
+    quick, slow = lend(core, 2)
+    for entry in (quick, slow):
+        core.limit(entry.slot, NOW + 1)
+    assert not core.unlimit(quick.slot)
+    assert core.overstayed(NOW + 1) == [slow.conn]
+    assert core.unlimit(slow.slot)
+
+
+def test_time_limit_is_due() -> None:
+    core = make_core(idle_timeout=None)
+    (entry,) = lend(core)
+    assert core.due(NOW) is None
+    core.limit(entry.slot, NOW + 3)
+    assert core.due(NOW) == NOW + 3
+    core.shut()
+    assert core.due(NOW) == NOW + 3
+    core.unlimit(entry.slot)
+    assert core.due(NOW) is None
+
+
+def retire(core: Core[Any], entries: list[Entry[Any]]) -> None:
+    core.retire(entries.pop(), Reason.BROKEN, NOW)
+
+
+def lose(core: Core[Any], entries: list[Entry[Any]]) -> None:
+    entries.clear()
+    core.rematch(None)
+
+
+def detach(core: Core[Any], entries: list[Entry[Any]]) -> None:
+    core.detach(entries[0].conn)
+
+
+@pytest.mark.parametrize("end", [retire, lose, detach])
+def test_connection_that_left_the_pool_is_not_cut(
+    end: Callable[[Core[Any], list[Entry[Any]]], None],
+) -> None:
+    core = make_core(max_size=1)
+    entries = lend(core)
+    slot = entries[0].slot
+    core.limit(slot, NOW + 1)
+    end(core, entries)
+    assert not core.limited
+    assert core.overstayed(NOW + 1) == []
+
+
+def test_connection_that_its_borrower_detached_was_not_cut() -> None:
+    core = make_core(max_size=1)
+    (entry,) = lend(core)
+    core.limit(entry.slot, NOW + 1)
+    core.detach(entry.conn)
+    assert not core.unlimit(entry.slot)
+
+
 # -- uses and figures --------------------------------------------------------------------------------
 
 

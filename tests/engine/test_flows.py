@@ -11,7 +11,18 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from engine.driver import STRIKES, AroundAdapter, BlindAdapter, Hand, World, assert_lawful, close_all
+from engine.driver import (
+    STRIKES,
+    AroundAdapter,
+    BlindAdapter,
+    Hand,
+    World,
+    assert_lawful,
+    close_all,
+    discards,
+    opening,
+    refusal,
+)
 
 import connpool.adapter
 from connpool.adapter import Fault
@@ -36,19 +47,6 @@ from connpool.testing import (
     FakeOperationalError,
     FakeServer,
 )
-
-
-def discards(world: World) -> dict[str, int]:
-    """Return the reasons for which connections were discarded, and how many were."""
-    return {reason.value: count for reason, count in world.core.totals.discards.items() if count}
-
-
-def refusal(hand: Hand[Any], kind: type[PoolError]) -> str:
-    """Run an acquire to its refusal and return what it says."""
-    hand.run()
-    assert type(hand.error) is kind, repr(hand.error)
-    return str(hand.error)
-
 
 # -- acquire: something is idle ----------------------------------------------------------------------
 
@@ -324,7 +322,7 @@ def alarm(world: World) -> None:
     """Have a borrower find out that his session has ended."""
     entry = world.core.idle.popleft()
     entry.conn.busy = True
-    world.release(entry).value()
+    world.release(entry, FakeOperationalError("server closed the connection")).value()
     world.work()
 
 
@@ -935,7 +933,7 @@ def test_commit_error_on_a_dead_connection_closes_it() -> None:
     entry.conn.execute("write")
     hand = world.release(entry)
     hand.to(Step.COMMIT)
-    entry.conn.closed = True
+    entry.conn.busy = True
     hand.throw(error := FakeOperationalError("connection lost"))
     hand.run()
     world.work()
@@ -1013,7 +1011,7 @@ def test_broken_connection_whose_batch_is_full_is_still_broken() -> None:
     (entry,) = world.lend()
     entry.batch = 1
     entry.conn.busy = True
-    world.release(entry).value()
+    world.release(entry, ending="rollback").value()
     world.work()
     assert discards(world) == {"broken": 1}
 
@@ -1113,7 +1111,7 @@ def test_servers_answer_is_proof_enough_for_a_driver_that_shows_no_transactions(
     (entry,) = world.lend()
     hand = world.release(entry, ending=ending)
     hand.value()
-    assert hand.steps == [statement]
+    assert hand.steps == [statement, "restore"], "what it does not show may have been changed"
     assert list(world.core.idle) == [entry]
 
 
@@ -1130,12 +1128,6 @@ def test_servers_answer_does_not_heal_a_broken_connection() -> None:
 
 
 # -- opening -----------------------------------------------------------------------------------------
-
-
-def opening(world: World) -> Hand[None]:
-    """Have somebody ask for a connection, and hold the dial that this starts."""
-    world.acquire().run()
-    return world.hold(world.jobs.popleft())
 
 
 def test_dial_is_told_its_limit() -> None:
@@ -1192,7 +1184,7 @@ def test_hook_runs_on_each_new_connection() -> None:
     world = World(on_connect=seen.append)
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "on_connect", "watch"]
+    assert dialling.steps == ["connect", "adopt", "on_connect", "adopt", "watch"]
     assert seen == [world.hands[0].value().conn]
 
 
@@ -1209,7 +1201,7 @@ def test_transaction_that_the_hook_left_open_is_committed() -> None:
     world = World(on_connect=lambda conn: conn.execute("set"))
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "watch"]
+    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "adopt", "watch"]
     assert world.server.statements == ["set", "commit"]
     assert not world.hands[0].value().conn.in_transaction
 
@@ -1218,7 +1210,7 @@ def test_hook_of_a_driver_that_shows_no_transactions_is_committed() -> None:
     world = World(BlindAdapter(FakeServer()), on_connect=lambda conn: None)
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "watch"]
+    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "adopt", "watch"]
     assert isinstance(world.hands[0].value(), Entry)
 
 
@@ -1327,7 +1319,7 @@ def test_callable_is_called_without_arguments_ever_after(driver: FakeDriver) -> 
     world = driver.world
     (entry,) = world.lend()
     entry.conn.busy = True
-    world.release(entry).value()
+    world.release(entry, ending="rollback").value()
     world.work()
     assert opening(world).to(Step.CONNECT).args == ()
 
@@ -1903,6 +1895,121 @@ def upkeep_prunes(world: World) -> None:
     world.work()
 
 
+def begins(world: World) -> None:
+    (entry,) = world.lend()
+    world.hold(world.flows.begin(entry.conn)).run()
+    world.release(entry).run()
+
+
+def settings_changed(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    entry.conn.mode = "mine"
+    world.release(entry, ValueError()).run()
+    world.acquire().run()
+
+
+def resets_and_collects(world: World) -> None:
+    (entry, *_) = world.lend(2)
+    entry.conn.execute("write")
+    waiting = world.acquire().run()
+    world.release(entry).run()
+    waiting.run()
+    world.now += 60.0
+    world.acquire(0).run()
+    world.work()
+
+
+def answer_does_not_come(world: World) -> None:
+    for entry in world.stock(2):
+        entry.conn.kill()
+    world.acquire().run()
+    world.work()
+
+
+def answers_outstanding(world: World) -> None:
+    world.stock(2)
+    world.hold(world.flows.evict()).run()
+    world.work()
+    world.stock(2)
+    world.hold(world.flows.close(world.now + 5.0)).run()
+    world.work()
+
+
+def hooks_run(world: World) -> None:
+    (entry, *_) = world.stock(2)
+    assert entry is not None
+    del entry
+    world.acquire().run()
+    world.hold(world.flows.evict()).run()
+    world.work()
+
+
+def hooks_raise(world: World) -> None:
+    for _ in range(2):
+        hand = world.acquire().run()
+        world.work()
+        if hand.run().result is not None:
+            world.release(hand.value()).run()
+            world.work()
+
+
+def hook_overstays(world: World) -> None:
+    world.stock(1)
+    world.work()
+    hand = world.acquire(5.0)
+    hand.to(Step.ON_ACQUIRE)
+    world.now += 5.0
+    world.hold(world.flows.upkeep()).run()
+    hand.run()
+    assert isinstance(hand.error, PoolTimeout)
+    world.work()
+
+
+def rest(conn: FakeConnection) -> None:
+    conn.execute("set tenant nobody")
+
+
+def raises_at_first() -> Callable[[FakeConnection], None]:
+    errors: list[Exception] = [LookupError("no such tenant")]
+
+    def hook(conn: FakeConnection) -> None:
+        if errors:
+            raise errors.pop()
+
+    return hook
+
+
+def raises_later() -> Callable[[FakeConnection], None]:
+    errors: list[Exception | None] = [LookupError("no such tenant"), None]
+
+    def hook(conn: FakeConnection) -> None:
+        error = errors.pop() if errors else None
+        if error is not None:
+            raise error
+
+    return hook
+
+
+OPTIONS: dict[Callable[[World], None], Callable[[], dict[str, Any]]] = {
+    resets_and_collects: lambda: {"reset": "full", "on_connect": None},
+    answer_does_not_come: lambda: {"reset": "full", "on_connect": None},
+    answers_outstanding: lambda: {"reset": ["unlock", rest, "full"], "on_connect": None},
+    hooks_run: lambda: {
+        "reset": ["full", rest],
+        "on_acquire": rest,
+        "on_release": rest,
+        "on_close": lambda conn: None,
+    },
+    hooks_raise: lambda: {
+        "on_acquire": raises_at_first(),
+        "on_release": raises_later(),
+        "on_close": raises_at_first(),
+    },
+    hook_overstays: lambda: {"on_acquire": lambda conn: conn.execute("set tenant somebody")},
+}
+"""What a scenario needs beside the options of all."""
+
 SCENARIOS: list[Callable[[World], None]] = [
     idle_hit,
     dead_candidate,
@@ -1924,6 +2031,9 @@ SCENARIOS: list[Callable[[World], None]] = [
     evicts,
     resizes,
     upkeep_prunes,
+    begins,
+    settings_changed,
+    *OPTIONS,
 ]
 
 
@@ -1931,13 +2041,8 @@ def play(
     scenario: Callable[[World], None], helpers: bool, suspension: int, error: BaseException | None
 ) -> World:
     """Play a scenario to its end, with an exception at one of its suspensions."""
-    world = World(
-        helpers=helpers,
-        max_size=2,
-        min_idle=1,
-        on_connect=lambda conn: conn.execute("set"),
-        ping_after=30.0,
-    )
+    options = {"on_connect": lambda conn: conn.execute("set"), **OPTIONS.get(scenario, dict)()}
+    world = World(helpers=helpers, max_size=2, min_idle=1, ping_after=30.0, **options)
     if error is not None:
         world.strike(suspension, error)
     try:
@@ -1945,6 +2050,7 @@ def play(
     except BaseException as exc:
         if error is None or not isinstance(exc, PoolError | type(error) | AssertionError | StopIteration):
             raise  # a scenario whose preparation was struck ends early; that is fine
+        error.__traceback__ = None  # it would own what the scenario owned
     return world
 
 
@@ -1971,8 +2077,6 @@ def test_every_scenario_is_struck_in_every_kind_of_operation() -> None:
     kinds: set[str] = set()
     for scenario in SCENARIOS:
         for helpers in (True, False):
-            world = World(helpers=helpers, max_size=2, on_connect=lambda conn: conn.execute("set"))
-            scenario(world)
-            for hand in world.hands:
+            for hand in play(scenario, helpers, 0, None).hands:
                 kinds.update(hand.steps)
-    assert kinds == {step.value for step in Step if step is not Step.BEGIN} | {"park", "start", "watch"}
+    assert kinds == {step.value for step in Step} | {"park", "start", "watch", "report"}

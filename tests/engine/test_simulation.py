@@ -16,7 +16,7 @@ from engine.schedules import Report, Schedule, run, run_many
 
 from connpool.adapter import Verdict
 from connpool.engine.core import Core, locked
-from connpool.engine.flows import Flow, Flows, Park
+from connpool.engine.flows import Call, Flow, Flows, Park, Step
 from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter
 from connpool.engine.stats import Reason
 from connpool.testing import FakeConnection, FakeServer, Simulation
@@ -70,6 +70,10 @@ def test_every_schedule_ends_well(
         assert whole.counts["served"] > 5 * SCHEDULES
         for event in ("PoolTimeout", "PoolUnavailable", "PoolOverloaded", "Cancelled", "lost"):
             assert whole.counts[event] > SCHEDULES / 100, f"{event} is hardly ever simulated"
+        for event in ("warm", "resets", "rollbacks", "hook failed", "HookError", "reported"):
+            assert whole.counts[event] > SCHEDULES / 100, f"{event} is hardly ever simulated"
+        for event in ("cut", *(f"discarded: {reason}" for reason in Reason if reason is not Reason.DETACHED)):
+            assert whole.counts[event] > SCHEDULES / 1000, f"{event} is hardly ever simulated"
 
 
 @pytest.mark.parametrize("seed", ONCE_FAILED)
@@ -331,14 +335,89 @@ def nobody_dials_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def transactions_are_not_rolled_back(patch: pytest.MonkeyPatch) -> None:
-    original = Flows._reset
+    original = Flows._tidy
 
-    def reset(flows: Flows[Any], entry: Entry[Any], adapter: Any, verdict: Verdict) -> Flow[Reason | None]:
+    def tidy(
+        flows: Flows[Any], entry: Entry[Any], adapter: Any, verdict: Verdict, until: float | None
+    ) -> Flow[Reason | None]:
         if verdict in (Verdict.DIRTY, Verdict.FAILED):
             verdict = Verdict.CLEAN
-        return (yield from original(flows, entry, adapter, verdict))
+        return (yield from original(flows, entry, adapter, verdict, until))
 
-    patch.setattr(Flows, "_reset", reset)
+    patch.setattr(Flows, "_tidy", tidy)
+
+
+def settings_are_restored_before_the_rollback(patch: pytest.MonkeyPatch) -> None:
+    original = Flows._tidy
+
+    def tidy(
+        flows: Flows[Any], entry: Entry[Any], adapter: Any, verdict: Verdict, until: float | None
+    ) -> Flow[Reason | None]:
+        if entry.conn.mode != entry.baseline and flows._steps is not None:
+            try:
+                yield Call(Step.RESTORE, adapter.restore, entry.conn, entry.baseline, flows._left(until))
+            except Exception:
+                return Reason.RESET_FAILED
+        return (yield from original(flows, entry, adapter, verdict, until))
+
+    patch.setattr(Flows, "_tidy", tidy)
+
+
+def settings_are_not_restored(patch: pytest.MonkeyPatch) -> None:
+    original = Flows._tidy
+
+    def tidy(
+        flows: Flows[Any], entry: Entry[Any], adapter: Any, verdict: Verdict, until: float | None
+    ) -> Flow[Reason | None]:
+        if verdict is Verdict.ALTERED:
+            verdict = Verdict.CLEAN
+        return (yield from original(flows, entry, adapter, verdict, until))
+
+    patch.setattr(Flows, "_tidy", tidy)
+
+
+def deferred_answers_are_not_read_before_lending(patch: pytest.MonkeyPatch) -> None:
+    def collect(
+        flows: Flows[Any], entry: Entry[Any], adapter: Any, deadline: float | None
+    ) -> Flow[Reason | None]:
+        entry.pending = None
+        yield from ()
+
+    patch.setattr(Flows, "_collect", collect)
+
+
+def struck_hook_keeps_its_entry(patch: pytest.MonkeyPatch) -> None:
+    kept: list[Entry[Any]] = []
+    hook, retire = Flows._hook, Core.retire
+
+    def struck(flows: Flows[Any], entry: Entry[Any], *rest: Any) -> Flow[Exception | None]:
+        try:
+            return (yield from hook(flows, entry, *rest))
+        except BaseException:
+            kept.append(entry)
+            raise
+
+    def retire_others(core: Core[Any], entry: Entry[Any], reason: Reason, now: float) -> None:
+        if entry not in kept:
+            retire(core, entry, reason, now)
+
+    patch.setattr(Flows, "_hook", struck)
+    patch.setattr(Core, "retire", retire_others)
+
+
+def on_acquire_is_skipped_on_the_warm_path(patch: pytest.MonkeyPatch) -> None:
+    original = Flows._rest
+
+    def rest(flows: Flows[Any], entry: Entry[Any], now: float) -> None:
+        original(flows, entry, now)
+        if entry.pending is None:
+            entry.check_at = min(now + flows._quiet(entry), entry.expires)
+
+    patch.setattr(Flows, "_rest", rest)
+
+
+def limits_are_not_lifted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Core, "unlimit", lambda core, slot: slot not in core.limited)
 
 
 def openings_are_counted_twice(patch: pytest.MonkeyPatch) -> None:
@@ -374,7 +453,7 @@ def connections_are_not_closed(patch: pytest.MonkeyPatch) -> None:
     def close(flows: Flows[Any], slot: Slot) -> Flow[None]:
         kept.append(slot.conn)  # type: ignore[arg-type]
         flows.core.freed(slot)
-        yield from flows._dial(flows._plan())
+        yield from ()
 
     patch.setattr(Flows, "_close", close)
 
@@ -415,18 +494,24 @@ def idle_entry_is_handed_over_and_kept(patch: pytest.MonkeyPatch) -> None:
     [
         connections_are_not_closed,
         deadlines_are_slept_through,
+        deferred_answers_are_not_read_before_lending,
         discarded_connections_are_left_to_others,
         entry_is_given_twice,
         failed_dial_keeps_its_place,
         idle_entry_is_handed_over_and_kept,
+        limits_are_not_lifted,
         lost_entries_are_ignored,
         nobody_dials_again,
+        on_acquire_is_skipped_on_the_warm_path,
         openings_are_counted_twice,
         release_does_not_look_at_the_queue,
         resize_takes_nothing_back,
         retired_connection_is_forgotten,
         returning_caller_goes_to_the_end,
+        settings_are_not_restored,
+        settings_are_restored_before_the_rollback,
         struck_acquire_keeps_what_it_was_handed,
+        struck_hook_keeps_its_entry,
         transactions_are_not_rolled_back,
         waiter_does_not_look_at_idle,
     ],

@@ -3,6 +3,8 @@
 As KeyboardInterrupt or gevent.Timeout do: once by injecting one into a thread at random moments,
 which finds where they strike really, and once at every point where CPython can let one strike.  What
 the borrower leaves is judged, rolled back or closed as the pool does it, and lent to the next one.
+So is what a full reset leaves that was struck: the pool would close it, but the verdict must hold by
+itself.
 """
 
 import ctypes
@@ -20,6 +22,7 @@ from servers import MariaDB
 
 from connpool.adapter import Verdict
 from connpool.adapters.pymysql import PyMySQLAdapter
+from connpool.reset import Part
 
 pytestmark = [
     pytest.mark.stress,
@@ -30,6 +33,8 @@ pytestmark = [
 ]
 
 INTERRUPTS = 300
+INTERRUPTS_OF_RESETS = 200
+FULL = (Part.FULL,)
 LIMIT = 10.0
 
 
@@ -40,8 +45,9 @@ class Interrupt(BaseException):
 class Pooled:
     """One connection, treated as the pool does."""
 
-    def __init__(self, adapter: PyMySQLAdapter[Any]) -> None:
+    def __init__(self, adapter: PyMySQLAdapter[Any], *, full: bool) -> None:
         self.adapter = adapter
+        self.full = full
         self.opened = self.kept = 0
         self.conn: Any = None
         self.open()
@@ -49,6 +55,7 @@ class Pooled:
     def open(self) -> None:
         self.conn = self.adapter.connect(LIMIT)
         self.baseline = self.adapter.adopt(self.conn)
+        self.memory = self.adapter.remember(self.conn, FULL, LIMIT) if self.full else None
         self.opened += 1
 
     def take_back(self) -> None:
@@ -57,16 +64,23 @@ class Pooled:
             with suppress(Exception):
                 self.adapter.rollback(self.conn, 1.0)
             verdict = self.adapter.verdict(self.conn, self.baseline)
+        if verdict is Verdict.ALTERED:
+            self.adapter.restore(self.conn, self.baseline, 1.0)
+            verdict = self.adapter.verdict(self.conn, self.baseline)
         if verdict is Verdict.CLEAN:
             self.kept += 1
         else:
             self.adapter.close(self.conn, LIMIT)
             self.open()
 
+    def reset(self) -> None:
+        token = self.adapter.send_reset(self.conn, self.baseline, self.memory, FULL, LIMIT)
+        self.adapter.read_reset(self.conn, token, LIMIT)
+
     def check_with_next_borrower(self, number: int) -> None:
         with self.conn.cursor() as cursor:
-            cursor.execute("select %s", (number,))
-            assert cursor.fetchall() == ((number,),)
+            cursor.execute("select %s, @@autocommit, @@character_set_client", (number,))
+            assert cursor.fetchall() == ((number, self.conn.get_autocommit(), self.conn.charset),)
             cursor.execute("update counted set other = other + 1")
             assert cursor.rowcount == 1
         self.conn.commit()
@@ -79,6 +93,14 @@ def use(conn: Any) -> None:
         cursor.fetchall()
         cursor.execute("update counted set v = v + 1")
     conn.commit()
+
+
+def use_and_alter(conn: Any) -> None:
+    use(conn)
+    conn.set_character_set("latin1")
+    conn.autocommit(not conn.get_autocommit())
+    with conn.cursor() as cursor:
+        cursor.execute("select 'theirs', v from counted")
 
 
 def borrow(conn: Any, used: Callable[[Any], object], *, tidy: bool) -> None:
@@ -95,7 +117,7 @@ def borrow(conn: Any, used: Callable[[Any], object], *, tidy: bool) -> None:
 
 
 @contextmanager
-def pooled(server: MariaDB, *, autocommit: bool) -> Iterator[Pooled]:
+def pooled(server: MariaDB, *, autocommit: bool, full: bool = False) -> Iterator[Pooled]:
     with server.database() as database:
         server.execute(f"create table {database}.counted (v int, other int)")
         server.execute(f"insert into {database}.counted values (0, 0)")
@@ -104,7 +126,7 @@ def pooled(server: MariaDB, *, autocommit: bool) -> Iterator[Pooled]:
             autocommit=autocommit,
             ssl_disabled=True,  # opening is faster without
         )
-        one = Pooled(adapter)
+        one = Pooled(adapter, full=full)
         try:
             yield one
         finally:
@@ -199,6 +221,68 @@ def test_no_point_of_an_interrupt_gives_the_next_borrower_anothers_rows(
                     use(conn)
 
             borrow(one.conn, use_and_be_struck, tidy=tidy)
+            struck = at.left <= 0
+            one.take_back()
+            one.check_with_next_borrower(point)
+        print(f"\n{point} points: kept {one.kept - point}, opened {one.opened}")
+        assert point > 100
+        assert one.kept > point
+
+
+# -- full resets
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("autocommit", [False, True], ids=["transactions", "autocommit"])
+def test_no_interrupt_of_a_full_reset_gives_the_next_borrower_its_answers(
+    mariadb: MariaDB, autocommit: bool
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"\nseed {seed}")
+    moment = random.Random(seed)
+    with pooled(mariadb, autocommit=autocommit, full=True) as one:
+
+        def reset_and_think(conn: Any) -> None:
+            while True:
+                use_and_alter(conn)
+                one.reset()
+                for _ in range(20_000):
+                    pass
+
+        for number in range(INTERRUPTS_OF_RESETS):
+            thread = threading.Thread(
+                target=borrow, args=(one.conn, reset_and_think), kwargs={"tidy": False}, daemon=True
+            )
+            thread.start()
+            sleep(moment.random() * 0.003)
+            deadline = monotonic() + LIMIT
+            while thread.is_alive():
+                assert monotonic() < deadline
+                strike(thread)
+                thread.join(0.5)
+            one.take_back()
+            one.check_with_next_borrower(number)
+        kept = one.kept - INTERRUPTS_OF_RESETS
+        print(f"{INTERRUPTS_OF_RESETS} interrupts: kept {kept}, opened {one.opened}")
+
+
+@pytest.mark.parametrize("autocommit", [False, True], ids=["transactions", "autocommit"])
+def test_no_point_of_an_interrupt_of_a_full_reset_gives_the_next_borrower_its_answers(
+    mariadb: MariaDB, autocommit: bool
+) -> None:
+    with pooled(mariadb, autocommit=autocommit, full=True) as one:
+        point = 0
+        struck = True
+        while struck:
+            point += 1
+            at = StrikeAt(point)
+            use_and_alter(one.conn)
+
+            def reset_and_be_struck(_: Any, at: StrikeAt = at) -> None:
+                with at:
+                    one.reset()
+
+            borrow(one.conn, reset_and_be_struck, tidy=False)
             struck = at.left <= 0
             one.take_back()
             one.check_with_next_borrower(point)
