@@ -17,7 +17,7 @@ from . import environment, report
 from .figures import Plan
 from .peers import FLOOR, OURS, PEERS, PyPIConnpool
 
-NAMES = ("cycle", "contended", "handoff", "spike", "fairness")
+NAMES = ("cycle", "contended", "handoff", "spike", "fairness", "resets")
 RESULTS = Path(__file__).with_name("results")
 LIMIT = 120.0  # seconds; a contender that takes longer for one measurement hangs
 
@@ -85,6 +85,7 @@ def contenders(wanted: list[str], *, download: bool) -> Iterator[Contender | tup
 def rounds(plan: Plan, benchmark: str, dsn: str, field: list[Contender]) -> dict[str, Any]:
     """Measure one case: in every round each contender once, and each round begins with another one."""
     measured = []
+    field = [contender for contender in field if not plan.only or contender.name in plan.only]
     for number in range(plan.rounds):
         turn = number % len(field)
         order = field[turn:] + field[:turn]
@@ -92,10 +93,34 @@ def rounds(plan: Plan, benchmark: str, dsn: str, field: list[Contender]) -> dict
     return {"case": plan.case, "order": [peer.name for peer in field], "rounds": measured}
 
 
+class Servers:
+    """The servers that a run needs, each started when it is first asked for, and proxies in front of them."""
+
+    def __init__(self, stack: contextlib.ExitStack, software: dict[str, str]) -> None:
+        self._stack = stack
+        self._software = software
+        self._started: dict[str, Any] = {}
+
+    def url(self, plan: Plan) -> str:
+        """Return where a case connects to."""
+        import servers
+
+        server = self._started.get(plan.server)
+        if server is None:
+            server = self._stack.enter_context(getattr(servers, plan.server)())
+            self._started[plan.server] = server
+            [[version]] = server.execute("select version()")
+            self._software[plan.server] = str(version).removeprefix("PostgreSQL ").partition(" ")[0]
+        url: str = server.url
+        if not plan.delay:
+            return url
+        proxy = self._stack.enter_context(servers.FaultProxy(server.address))
+        proxy.delay(plan.delay)
+        return url.replace(f":{server.address[1]}", f":{proxy.address[1]}")
+
+
 def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, command: str) -> dict[str, Any]:
     sys.path.insert(0, str(environment.ROOT / "tests"))
-    from servers import PostgreSQL
-
     results: dict[str, Any] = {
         "format": 1,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,9 +133,7 @@ def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, com
         "benchmarks": {},
     }
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(PostgreSQL())
-        [[server_version]] = server.execute("show server_version")
-        results["software"]["PostgreSQL"] = server_version
+        servers = Servers(stack, results["software"])
         field = []
         for found in contenders(wanted, download=download):
             if isinstance(found, Contender):
@@ -134,7 +157,7 @@ def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, com
             for plan in module.plans(quick=quick):
                 what = ", ".join(f"{key}={value}" for key, value in plan.case.items())
                 print(f"{name}: {what}", file=sys.stderr, flush=True)
-                cases.append(rounds(plan, name, server.dsn, taking_part))
+                cases.append(rounds(plan, name, servers.url(plan), taking_part))
             results["benchmarks"][name] = cases
     results["load_after"] = environment.load()
     return results

@@ -2,24 +2,38 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
+from urllib.parse import unquote, urlsplit
 
 
 class RealDriver:
-    """psycopg, as it is: not in autocommit mode, no option set.
+    """psycopg, or PyMySQL for a MySQL URL, as it is: not in autocommit mode, no option set.
 
     An empty block sends nothing to the server in either mode, so the mode does not matter here.
     """
 
     def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.connect: Callable[[], Any]
+        if dsn.startswith("mysql:"):
+            import pymysql
+
+            parts = urlsplit(dsn)
+            self.connect = partial(
+                pymysql.connect,
+                host=parts.hostname or "",
+                port=parts.port or 3306,
+                user=parts.username,
+                password=unquote(parts.password or ""),
+                database=parts.path[1:],
+            )
+            return
         import psycopg
 
-        self.dsn = dsn
         self.module: Any = psycopg
         self.connection_class: Any = psycopg.Connection
-
-    def connect(self) -> Any:
-        return self.module.connect(self.dsn)
+        self.connect = partial(psycopg.connect, dsn)
 
 
 class FakeDriver:

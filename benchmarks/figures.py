@@ -7,7 +7,7 @@ else the machine does meets them all; ratios are taken within each round, and th
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 Round = dict[str, dict[str, Any]]
 Case = dict[str, Any]
@@ -16,10 +16,13 @@ Case = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """One case of a benchmark: the arguments for `measure`, and how often."""
+    """One case of a benchmark: the arguments for `measure`, and how often; where, and by whom."""
 
     case: dict[str, Any]
     rounds: int
+    server: Literal["PostgreSQL", "MariaDB"] = "PostgreSQL"
+    delay: float = 0.0  # seconds that the network takes each way
+    only: tuple[str, ...] = ()  # contenders; nobody named: all
 
 
 @dataclass(frozen=True)
