@@ -332,6 +332,8 @@ class TestPsycopg2(AdapterContract):
     def test_a_full_reset_is_one_round_trip_and_so_are_parts(
         self, postgresql: PostgreSQL, lent: Lent
     ) -> None:
+        lent.conn.set_session(isolation_level="SERIALIZABLE", readonly=False)
+        lent.adopt_again()
         memory = lent.adapter.remember(lent.conn, FULL, LIMIT)
         mark = postgresql.mark()
         lent.reset(memory)
@@ -414,6 +416,33 @@ class TestPsycopg2(AdapterContract):
             assert {name for name in names if now[name] != left[name]} == what, part
             left = now
         assert left == at_connect
+
+    def test_a_full_reset_brings_back_how_values_were_converted_at_connect(self, lent: Lent) -> None:
+        def converter(result: int) -> Any:
+            oid = (23,)  # integer
+            return psycopg2.extensions.new_type(oid, "INTEGER", lambda value, cursor: result)
+
+        def selected() -> object:
+            return run(lent.conn, "SELECT 1")
+
+        psycopg2.extensions.register_type(converter(4711), lent.conn)
+        memory = lent.adapter.remember(lent.conn, FULL, LIMIT)
+        for _ in range(2):
+            psycopg2.extensions.register_type(converter(666), lent.conn)
+            assert selected() == [(666,)]
+            lent.reset(memory)
+            assert selected() == [(4711,)]
+
+    def test_a_reset_does_not_depend_on_its_borrowers_cursors(self, harness: Harness, lent: Lent) -> None:
+        class Silent(psycopg2.extensions.cursor):
+            def execute(self, *args: object) -> None:
+                pass
+
+        harness.change_session(lent.conn)
+        lent.conn.cursor_factory = Silent
+        lent.reset(None, (Part.RESET_SETTINGS,))
+        assert lent.verdict() is Verdict.CLEAN
+        assert run(lent.conn, "SHOW statement_timeout") == [("0",)]
 
     def test_discard_sequences_forgets_what_currval_remembers(self, lent: Lent) -> None:
         run(lent.conn, "CREATE SEQUENCE s")

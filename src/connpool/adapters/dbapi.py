@@ -57,7 +57,8 @@ def _put_back(conn: Any, settings: Mapping[str, object]) -> None:
 
 
 def _setting(conn: Any, name: str) -> object:
-    return _autocommits(conn) if name == "autocommit" else getattr(conn, name)
+    value = getattr(conn, name)
+    return _autocommits(conn) if name == "autocommit" else value
 
 
 class Known(NamedTuple):
@@ -232,10 +233,10 @@ class _Baseline(NamedTuple):
     state: Callable[[Any], object] | None
     """Reads the transaction's state.  A C callable, like the next: they add no Python frame of ours."""
     verdicts: Mapping[object, Verdict]
-    read: Callable[[Any], Any]
-    """Reads all at once: backlogs, settings and state."""
+    read: Callable[[Any], Any] | None
+    """Reads all at once, if there is a state: backlogs, settings, state."""
     rest: object
-    """What it reads at rest."""
+    """What it reads at rest: then nothing else needs to be looked at."""
     own: tuple[MutableSequence[object], ...]
     """The backlogs."""
     ended: Callable[[Any], object] | None
@@ -266,7 +267,7 @@ def _baseline(conn: object, known: Known) -> _Baseline:
     return _Baseline(
         state=attrgetter(*known.state) if known.state else None,
         verdicts=known.verdicts,
-        read=attrgetter(*backlogs, *settings, *known.state) if known.state else bool,
+        read=attrgetter(*backlogs, *settings, *known.state) if known.state else None,
         rest=rest if len(rest) > 1 else clean,
         own=tuple(backlogs.values()),
         ended=ended,
@@ -375,11 +376,12 @@ class DBAPIAdapter(Adapter[Any]):
             else:
                 now = read(conn)
                 if now == rest:
-                    for backlog, there in zip(own, now, strict=False):
-                        # A list of the borrower's that is empty, too, is equal: it would get what
-                        # comes for the next one.
-                        if backlog or backlog is not there:
-                            return _ALTERED
+                    if own:
+                        for backlog, there in zip(own, now, strict=False):
+                            # A list of the borrower's that is empty, too, is equal: it would get
+                            # what comes for the next one.
+                            if backlog or backlog is not there:
+                                return _ALTERED
                     return _CLEAN
                 verdict: Verdict = verdicts.get(state(conn), _BROKEN)
                 if verdict is not _BROKEN:

@@ -438,7 +438,6 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         """
         self._aborted[id(conn)] = conn
         try:
-            _disarm(conn)
             conn.interrupt()
         except sqlite3.Error:
             pass  # closed already
@@ -475,19 +474,16 @@ def _runs(conn: sqlite3.Connection) -> bool:
     return True
 
 
-def _disarm(conn: sqlite3.Connection) -> None:
-    """Leave a mode in which close() says ROLLBACK: beside a half-read SELECT the interrupt fails it.
-
-    The connection would stay open.  SQLite rolls back when it closes, without being told.
-    """
-    if _mode(conn) is False:
-        modal: Any = conn
-        modal.autocommit = _LEGACY
-
-
 def _close(conn: sqlite3.Connection) -> None:
+    """Close, in each transaction mode.
+
+    With autocommit=False close() says ROLLBACK first, and beside a half-read SELECT the verdict's
+    interrupt fails that: the connection would stay open.  SQLite rolls back without being told.
+    """
     try:
-        _disarm(conn)
+        if _mode(conn) is False:
+            modal: Any = conn
+            modal.autocommit = _LEGACY
     except sqlite3.ProgrammingError:
         pass  # closed already, or another thread's: close() knows what to say to that
     conn.close()
