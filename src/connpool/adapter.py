@@ -139,7 +139,7 @@ class Adapter(Protocol[C]):
         """Commit on the borrower's behalf; its error is the borrower's."""
 
     def rollback(self, conn: C, limit: float | None) -> None:
-        """End the open transaction; afterwards the verdict must be ``CLEAN``.
+        """End the open transaction; afterwards the verdict is ``CLEAN``, or ``ALTERED``.
 
         It may stay ``DIRTY`` if the adapter does not see transactions (`sees_transactions`).
         """

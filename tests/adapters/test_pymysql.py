@@ -255,6 +255,14 @@ def test_adopting_twice_changes_nothing(lent: Lent) -> None:
     assert type(lent.conn) is kind
 
 
+def test_adopting_again_proves_nothing(lent: Lent) -> None:
+    run(lent.conn, "select 1")
+    with pytest.raises(pymysql.err.ProgrammingError):
+        run(lent.conn, "select from")
+    lent.adopt_again()
+    assert lent.verdict() is Verdict.DIRTY
+
+
 def test_all_connections_of_a_class_get_the_same_subclass(lend: Callable[..., Lent]) -> None:
     assert type(lend().conn) is type(lend().conn)
 
@@ -558,7 +566,7 @@ def test_an_unbuffered_result_is_broken_until_it_is_read(lent: Lent) -> None:
 
 
 def half_read(conn: Any, statement: str) -> SSCursor:
-    cursor = conn.cursor(SSCursor)
+    cursor: SSCursor = conn.cursor(SSCursor)
     cursor.execute(statement)
     cursor.fetchone()
     return cursor
@@ -615,13 +623,16 @@ def test_what_follows_an_unread_result_is_not_known(
     cursor.connection = None
 
 
-def test_a_dead_session_with_autocommit_is_spent(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+@pytest.mark.parametrize("cursorclass", [Cursor, SSCursor])
+def test_a_dead_session_with_autocommit_is_spent(
+    mariadb: MariaDB, lend: Callable[..., Lent], cursorclass: type[Cursor]
+) -> None:
     lent = lend(autocommit=True)
     run(lent.conn, "select 1")
     mariadb.execute(f"kill connection {lent.conn.thread_id()}")
     wait_readable(lent.conn)
     with pytest.raises(pymysql.err.OperationalError):
-        run(lent.conn, "select 1")
+        lent.conn.cursor(cursorclass).execute("select 1")
     assert lent.verdict() is Verdict.SPENT
 
 
@@ -901,17 +912,45 @@ def test_a_user_with_too_many_sessions_is_full(mariadb: MariaDB) -> None:
 # -- closing
 
 
+def ending(server: MariaDB, mark: int, conn: Any) -> list[str]:
+    """Return what kinds of commands the server got from a session up to its goodbye."""
+    deadline = monotonic() + SOON
+    while True:
+        kinds = [s.kind for s in server.statements(mark) if s.session == conn.thread_id()]
+        if kinds[-1:] == ["Quit"]:
+            return kinds
+        assert monotonic() < deadline, kinds
+
+
 def test_close_says_goodbye(mariadb: MariaDB, lent: Lent) -> None:
     mark = mariadb.mark()
     lent.adapter.close(lent.conn, LIMIT)
-    number = lent.conn.thread_id()
+    assert ending(mariadb, mark, lent.conn) == ["Quit"]
 
-    def said() -> list[str]:
-        return [s.kind for s in mariadb.statements(mark) if s.session == number]
 
-    deadline = monotonic() + SOON
-    while said() != ["Quit"]:
-        assert monotonic() < deadline, said()
+def test_close_says_goodbye_behind_a_reset_that_nobody_has_read(
+    mariadb: MariaDB, lend: Callable[..., Lent]
+) -> None:
+    mark = mariadb.mark()
+    for _ in range(20):  # what is unread tears the connection down, sooner or later than the goodbye
+        lent = lend()
+        memory = remember(lent)
+        lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+        lent.adapter.close(lent.conn, LIMIT)
+        assert not lent.conn.open
+        ending(mariadb, mark, lent.conn)
+
+
+def test_to_close_behind_a_reset_keeps_its_limit(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+    with FaultProxy(mariadb.address) as proxy:
+        lent = lend(changed(mariadb, port=proxy.port))
+        memory = remember(lent)
+        proxy.black_hole()
+        lent.adapter.send_reset(lent.conn, lent.baseline, memory, FULL, LIMIT)
+        began = monotonic()
+        lent.adapter.close(lent.conn, 0.3)
+        assert monotonic() - began < 1.3
+        assert not lent.conn.open
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
@@ -1279,9 +1318,7 @@ def test_a_session_without_a_database_keeps_none_or_is_spent(
     lent.reset(memory)
     assert lent.verdict() is Verdict.SPENT
     assert not lent.conn.open
-    deadline = monotonic() + SOON
-    while [s.kind for s in mariadb.statements(mark) if s.session == lent.conn.thread_id()][-1] != "Quit":
-        assert monotonic() < deadline
+    ending(mariadb, mark, lent.conn)
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
@@ -1344,6 +1381,24 @@ def test_an_init_command_finds_what_it_found_at_connect(
     assert mariadb.execute(f"select distinct a from {mariadb_database}.found") == [
         (f"{mariadb_database} ON ANSI_QUOTES latin2",)
     ]
+
+
+def test_an_init_command_leaves_no_transaction_open_where_the_server_has_autocommit_off(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    mariadb.execute(f"create table {mariadb_database}.ran (a int)")
+    mariadb.execute("set global autocommit = 0")
+    try:
+        lent = lend(
+            PyMySQLAdapter(
+                **mariadb.params_for(database=mariadb_database), init_command="insert into ran values (1)"
+            )
+        )
+        memory = remember(lent)
+        reset(lent, memory)
+    finally:
+        mariadb.execute("set global autocommit = 1")
+    assert mariadb.execute(f"select count(*) from {mariadb_database}.ran") == [(2,)]
 
 
 def test_an_init_command_that_fails_is_an_error(
@@ -1484,6 +1539,25 @@ def test_a_server_that_cannot_list_what_a_session_has_changed_is_asked_for_the_u
     run(lent.conn, "set group_concat_max_len = 5000, lc_time_names = 'fr_FR'")
     reset(lent, memory)
     assert run(lent.conn, "select @@group_concat_max_len, @@lc_time_names") == [(4711, "de_DE")]
+
+
+@pytest.mark.parametrize(
+    ("value", "literal"),
+    [("it's", "'it''s'"), ("", "''"), ("-1.5", "-1.5"), ("+05:00", "'+05:00'"), (None, "NULL")],
+)
+def test_a_value_is_written_as_the_server_reads_it(value: str | None, literal: str) -> None:
+    assert module._literal(value) == literal
+
+
+def test_to_remember_keeps_its_limit(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+    with FaultProxy(mariadb.address) as proxy:
+        lent = lend(changed(mariadb, port=proxy.port))
+        proxy.black_hole()
+        began = monotonic()
+        with pytest.raises(pymysql.err.OperationalError):
+            lent.adapter.remember(lent.conn, FULL, 0.3)
+        assert 0.3 <= monotonic() - began < 1.3
+        assert lent.verdict() in FINISHED
 
 
 def test_what_is_remembered_is_not_shown(lend: Callable[..., Lent]) -> None:

@@ -126,7 +126,8 @@ _POSTGRESQL: Final[Mapping[Part, str]] = {
     Part.RESET_SETTINGS: "RESET ALL; SET datestyle TO ISO; SET client_encoding TO '{encoding}'",
     Part.DEALLOCATE: "DEALLOCATE ALL",
     Part.UNLISTEN: "UNLISTEN *",
-    Part.UNLOCK: "SELECT pg_advisory_unlock_all()",
+    # Qualified: the borrower's search_path may begin with a function of this name.
+    Part.UNLOCK: "SELECT pg_catalog.pg_advisory_unlock_all()",
     Part.DISCARD_PLANS: "DISCARD PLANS",
     Part.DISCARD_TEMP: "DISCARD TEMP",
     Part.DISCARD_SEQUENCES: "DISCARD SEQUENCES",

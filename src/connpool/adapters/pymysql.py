@@ -11,29 +11,29 @@ is there, and refuses to send the next command meanwhile: the borrower's own ROL
 interrupt would read the interrupted statement's OK as its own.  And where nothing was sent since the
 last COMMIT or ROLLBACK, a result of ours, one of `_REST`, stands in the place of the last one.
 
-*Transactions.*  ``server_status`` comes with OK packets only.  A SELECT answers with none: under
+*Transactions.*  PyMySQL takes ``server_status`` from OK packets only.  A SELECT answers with none: under
 ``autocommit=False``, PyMySQL's default, it opens a transaction (a snapshot) that no flag shows.
-Without autocommit therefore only `_REST` is clean.  With it the flags are to be had, but PyMySQL drops
-some of them.  An error has none at all, and a procedure may begin a transaction before it fails.  What
-precedes the rows of an unbuffered result has them, and is dropped.  So is the OK to SET NAMES, the
-first after the login, whose flags do not know of the server's ``init_connect``: with the one of MySQL's
-manual, ``SET autocommit=0``, PyMySQL believes in an autocommit that is off.  The pooled class reads
-what is dropped, and lets nobody rely on flags that are in doubt.  A failed transaction is no state of
-its own here: a statement that failed has had no effect, the others stand, so there is never a
-`Verdict.FAILED`.
+Without autocommit therefore only `_REST` is clean.  With autocommit whatever opens a transaction answers
+with an OK, except in three places where the pooled class looks for itself.  An error has no flags, and a
+procedure may begin a transaction before it fails: until the next answer nobody relies on them.  The
+flags in front of an unbuffered result's rows are dropped, and a procedure may have begun one there,
+too.  And so are those in the OK to SET NAMES, the first that know of the server's ``init_connect``: with
+the example of MySQL's manual, ``SET autocommit=0``, PyMySQL believes in an autocommit that is off.  A
+failed transaction is no state of its own here: a statement that failed has had no effect, the others
+stand, so there is never a `Verdict.FAILED`.
 
-*Settings.*  What PyMySQL keeps in the connection, and the next borrower would inherit: autocommit (the
-server's flag), ``cursorclass``, the character set and its collation, ``_read_timeout`` and
-``_write_timeout``.  These are compared at each return, which costs no call.  What is hardly ever
-touched is not: ``decoders``, ``encoders``, ``use_unicode`` and ``max_allowed_packet`` are put back by
-`Part.FULL`.  The rest (``db``, ``sql_mode``, ``init_command`` and others) is read by ``connect()`` only.
+*Settings.*  What PyMySQL keeps in the connection, and the next borrower would inherit: autocommit (as the
+server's flag shows it), ``cursorclass``, the character set with its collation, ``_read_timeout`` and
+``_write_timeout``.  These are compared at each return.  ``decoders``, ``encoders``, ``use_unicode`` and
+``max_allowed_packet`` are hardly ever touched, and are put back by `Part.FULL` only.  The rest (``db``,
+``sql_mode``, ``init_command`` and others) is read by ``connect()`` alone.
 
-*Resets.*  COM_RESET_CONNECTION forgets nearly everything of a session, and what was set at connect with
-it; the commands that bring this back are sent behind it in the same message.  They say all that can be
-asked for: MariaDB can list the variables that a session has to itself, MySQL not, so there it is those
-of a list.  Not forgotten are the database and, as tried on MariaDB, the role; and a transaction that was
-prepared for XA leaves a session behind that is of no use, which a ROLLBACK before it brings to light.
-A session that had no database cannot get rid of one.
+*Resets.*  COM_RESET_CONNECTION forgets nearly everything of a session, what was set at connect as well.
+The commands that bring this back follow it in the same message, and their answers are read when the
+connection is needed; until then `_OUTSTANDING` stands where `_REST` would.  MariaDB can list the
+variables that were set at connect; for MySQL there is a list of our own.  Not forgotten are the
+database, the role (tried on MariaDB), and what XA PREPARE does to a session: a ROLLBACK in front fails
+then.  A session that had no database cannot get rid of one.
 
 *Limits.*  ``connect_timeout`` covers neither the handshake nor more than one address;
 ``read_timeout`` and ``write_timeout`` cover every single recv and send.  The adapter gives each wait
@@ -203,6 +203,9 @@ _URL_PARAMETERS: dict[str, Callable[[str], object]] = {
     "use_unicode": _boolean,
     "write_timeout": float,
 }
+
+_GOODBYE = 1.0
+"""Seconds that a server has to close its end, if the caller does not say."""
 
 # What of the parameters may be shown: never a password, not even a wrong one.
 _SHOWN = ("unix_socket", "host", "port", "user", "database")
@@ -850,15 +853,22 @@ class PyMySQLAdapter(Generic[C]):
     # -- closing -------------------------------------------------------------------------------------
 
     def close(self, conn: C, limit: float | None) -> None:
-        """Send COM_QUIT if nothing is under way, and close.
+        """Send COM_QUIT if nothing is under way but a reset, and close.
 
         Not with ``conn.close()``: that waits for a thread which is in the middle of a read.
         """
         wire: Any = conn
-        if self._at_rest(conn) < _BROKEN:
+        # Behind a reset it is one command more.  Every idle connection of a pool that resets is in this
+        # state, and if it just went away, the server would count and log a client that was aborted.
+        unread = wire._sock is not None and wire._result is _OUTSTANDING and wire._next_seq_id == _SENT
+        if unread or self._at_rest(conn) < _BROKEN:
             try:
-                wire._write_timeout = _shorter(wire._write_timeout, limit)
+                deadline = monotonic() + (_GOODBYE if limit is None else limit)
+                wire._write_timeout = _shorter(wire._write_timeout, deadline - monotonic())
                 wire._write_bytes(b"\x01\0\0\0\x01")
+                while unread:  # what nobody has read makes the kernel tear the connection down
+                    wire._sock.settimeout(_shorter(None, deadline - monotonic()))
+                    unread = bool(wire._sock.recv(65_536))
             except Exception:
                 pass  # the goodbye is for the server's statistics
         self.abort(conn)
