@@ -99,10 +99,13 @@ GUARDED: Final = frozenset(
         "due",
         "freed",
         "inside",
+        "limit",
         "next_to_close",
         "number",
+        "overstayed",
         "plan",
         "retire",
+        "unlimit",
         "unwatch",
         "watch",
     )

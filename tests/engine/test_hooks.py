@@ -565,6 +565,19 @@ def test_hook_that_takes_too_long_is_cut_off_and_its_borrower_told(
     assert not world.core.slots
 
 
+@pytest.mark.parametrize("hook", AROUND_A_LOAN)
+def test_hook_that_returns_while_it_is_being_cut_off_has_lost(hook: str) -> None:
+    """The housekeeper has found it, and will close its connection in a moment: nobody may have it then."""
+    world = World(max_size=1, **{hook: nothing})
+    hand, entry = held(world, hook)
+    hand.to(Step(hook))
+    world.now += 5.0
+    assert world.core.overstayed(world.now) == [entry.conn]
+    hand.resume()
+    assert f"{hook} did not return in time" in refusal(hand, PoolTimeout)
+    assert discards(world) == {"hook": 1}
+
+
 def test_hook_that_is_cut_off_is_a_note_where_the_block_has_raised_its_own() -> None:
     world = World(on_release=nothing, reset_timeout=4.0)
     (entry,) = world.lend()

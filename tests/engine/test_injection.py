@@ -452,6 +452,18 @@ def stats(bench: Bench) -> Callable[[], object]:
     return bench.pool.stats
 
 
+def borrow_twice(bench: Bench) -> Callable[[], object]:
+    """Leave a reset whose answer the next borrower reads, and be the next borrower."""
+    bench.warm()
+
+    def deed() -> None:
+        for _ in range(2):
+            with bench.pool.connection():
+                pass
+
+    return deed
+
+
 def wait_ready(bench: Bench) -> Callable[[], object]:
     return bench.pool.wait_ready
 
@@ -459,6 +471,14 @@ def wait_ready(bench: Bench) -> Callable[[], object]:
 # -- tests -------------------------------------------------------------------------------------------------
 
 ONE: dict[str, Any] = {"max_size": 1}
+FULL: dict[str, Any] = {"reset": "full"}
+HOOKS: dict[str, Any] = {
+    "reset": ["unlock", lambda conn: conn.execute("set tenant nobody")],
+    "on_connect": lambda conn: conn.execute("set role app"),
+    "on_acquire": lambda conn: conn.execute("set tenant somebody"),
+    "on_release": lambda conn: None,
+    "on_close": lambda conn: None,
+}
 
 
 @pytest.mark.parametrize(
@@ -486,6 +506,13 @@ ONE: dict[str, Any] = {"max_size": 1}
         (close, {}, 260),
         (stats, {}, 110),
         (wait_ready, {}, 240),
+        (borrow, FULL, 260),
+        (borrow_twice, FULL, 230),
+        (borrow_and_fail, FULL, 110),
+        (borrow_twice, HOOKS, 600),
+        (borrow_and_write, HOOKS, 310),
+        (give_back_doomed, HOOKS, 190),
+        (evict, HOOKS, 230),
     ],
 )
 def test_nothing_is_lost_wherever_an_interrupt_can_strike(
@@ -513,6 +540,9 @@ def test_nothing_is_lost_wherever_an_interrupt_can_strike(
         (resize, {}, 1800),
         (close, {}, 1700),
         (stats, {}, 830),
+        (borrow_twice, FULL, 1700),
+        (borrow_warm, HOOKS, 1900),
+        (evict, HOOKS, 1500),
     ],
 )
 def test_no_place_is_lost_whatever_bytecode_raises(

@@ -50,6 +50,8 @@ class Pool(RuleBasedStateMachine):
         self.queue: list[Caller] = []  # the model's: who waits, oldest first
         self.served: list[Caller] = []  # handed an entry, not woken up yet
         self.lent: list[Entry[FakeConnection]] = []
+        self.hooked: list[Entry[FakeConnection]] = []  # a hook has them
+        self.limits: dict[Slot, float] = {}  # of hooks
         self.dials: list[Entry[FakeConnection]] = []
         self.closing: list[tuple[Slot, FakeConnection, float]] = []
         self.doomed: set[int] = set()  # the numbers of connections that must not be lent again
@@ -120,9 +122,24 @@ class Pool(RuleBasedStateMachine):
                 self.a_connection_is_detached,
                 self.an_entry_is_lost,
             ]
+            events += [self.a_hook_begins] * 3
             if not self.closed:
                 events += [self.a_connection_comes_back_by_the_warm_path] * 3
         choose(data, events)
+
+    @precondition(lambda self: self.hooked)
+    @rule(data=st.data())
+    def a_hook_acts(self, data: st.DataObject) -> None:
+        choose(
+            data,
+            [
+                self.a_hook_detaches,
+                self.a_hook_returns,
+                self.a_hook_returns,
+                self.a_hook_is_struck,
+                self.a_hook_is_lost,
+            ],
+        )
 
     @precondition(lambda self: self.dials or self.closing or self.core.owes())
     @rule(data=st.data())
@@ -167,12 +184,19 @@ class Pool(RuleBasedStateMachine):
         """And housekeeping is done, which has nothing to do most of the time."""
         self.now += data.draw(st.sampled_from((0.01, 0.5, 1.0, 11.0, 100.0)), "seconds")
         self.core.rematch(None)
+        over = {slot.conn for slot, until in self.limits.items() if until <= self.now and self.is_held(slot)}
+        cut = self.core.overstayed(self.now)
+        assert len(cut) == len(over)
+        assert set(cut) == over
+        self.limits = {slot: until for slot, until in self.limits.items() if until > self.now}
         idle = list(self.core.idle)
         self.core.prune(self.now)
         gone = [entry for entry in idle if entry not in self.core.idle]
         assert gone == idle[: len(gone)], "not the longest idle"
         assert len(self.core.idle) >= min(len(idle), self.core.min_idle)
-        if self.core.due(self.now) is None:
+        due = self.core.due(self.now)
+        assert not self.core.limited or (due or inf) <= min(self.core.limited.values())
+        if due is None:
             assert not self.core.opening
             assert not any(slot.until < inf for slot in self.core.closing)
             assert self.closed or len(self.core.idle) <= self.core.min_idle
@@ -260,6 +284,41 @@ class Pool(RuleBasedStateMachine):
         reported = len(self.core.lost)
         pick(data, self.lent)
         assert len(self.core.lost) == reported + 1, "nobody heard of its end"
+
+    # -- hooks -----------------------------------------------------------------------------------------
+
+    def a_hook_begins(self, data: st.DataObject) -> None:
+        seconds = data.draw(st.sampled_from((0.0, 0.4, 5.0)), "seconds")
+        entry = pick(data, self.lent)
+        self.core.limit(entry.slot, self.now + seconds)
+        self.limits[entry.slot] = self.now + seconds
+        self.hooked.append(entry)
+
+    def a_hook_returns(self, data: st.DataObject) -> None:
+        entry = pick(data, self.hooked)
+        in_time = self.limits.pop(entry.slot, None) is not None
+        assert self.core.unlimit(entry.slot) == (not in_time)
+        if in_time:
+            self.lent.append(entry)
+        else:
+            self.retire(entry, Reason.HOOK)
+
+    def a_hook_is_struck(self, data: st.DataObject) -> None:
+        self.retire(pick(data, self.hooked), Reason.BROKEN)
+
+    def a_hook_is_lost(self, data: st.DataObject) -> None:
+        reported = len(self.core.lost)
+        pick(data, self.hooked)
+        assert len(self.core.lost) == reported + 1, "nobody heard of its end"
+
+    def a_hook_detaches(self, data: st.DataObject) -> None:
+        entry = pick(data, self.hooked)
+        assert self.core.detach(entry.conn)
+        assert not self.core.unlimit(entry.slot), "nobody has cut it"
+
+    def is_held(self, slot: Slot) -> bool:
+        """Tell whether somebody holds the entry of a slot, or held it a moment ago."""
+        return slot in self.core.slots and slot not in self.core.closing
 
     # -- dials -----------------------------------------------------------------------------------------
 
@@ -358,7 +417,12 @@ class Pool(RuleBasedStateMachine):
     def owned(self) -> list[Entry[FakeConnection]]:
         """Return the entries that somebody holds, who is not the idle stack."""
         delivered = [caller.outcome for caller in self.served]
-        entries = [*self.lent, *self.dials, *(entry for entry in delivered if isinstance(entry, Entry))]
+        entries = [
+            *self.lent,
+            *self.hooked,
+            *self.dials,
+            *(entry for entry in delivered if isinstance(entry, Entry)),
+        ]
         return [entry for entry in entries if entry.slot in self.core.slots]
 
     def doom_all(self) -> None:
@@ -397,6 +461,11 @@ class Pool(RuleBasedStateMachine):
         assert not any(entry.conn.closed for entry in self.core.idle)
 
     @invariant()
+    def whoever_is_limited_holds_a_connection(self) -> None:
+        limits = {slot: until for slot, until in self.limits.items() if self.is_held(slot)}
+        assert self.core.limited == limits
+
+    @invariant()
     def every_session_is_known(self) -> None:
         known: list[Any] = [slot.conn for slot in (*self.core.slots, *self.core.debris)]
         known += [conn for _, conn, _ in self.closing]
@@ -420,7 +489,9 @@ class Pool(RuleBasedStateMachine):
         for caller in self.served:
             core.give(caller.take())
         self.served.clear()
-        for entry in self.lent:
+        for entry in self.hooked:
+            core.unlimit(entry.slot)
+        for entry in (*self.lent, *self.hooked):
             core.give(entry)
         for entry in self.dials:
             core.dial_failed(entry, OSError(), fatal=False, now=self.now, chance=0.5)

@@ -426,8 +426,7 @@ def test_parts_that_the_adapter_does_not_know_are_refused_at_once() -> None:
     with pytest.raises(PoolMisuse) as caught:
         World(reset=["discard_all", "unlock", "unlisten"])
     assert str(caught.value) == (
-        "reset=['discard_all', 'unlock', 'unlisten']: the adapter for fake does not know discard_all, "
-        "unlisten; it knows: full, unlock"
+        "reset: the adapter for fake does not know discard_all, unlisten; it knows: full, unlock"
     )
 
 
@@ -472,10 +471,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_parts_that_the_driver_of_the_first_connection_does_not_know_are_refused(plain: World) -> None:
     text = unknown(plain)
-    assert (
-        text
-        == "reset='full': the adapter for fake does not know full; it knows: none; give a callable instead"
-    )
+    assert text == "reset: the adapter for fake does not know full; it knows: none; give a callable instead"
     assert [conn.closed for conn in plain.opened] == [True]
     assert not plain.core.slots
     plain.now += 1.0
@@ -529,8 +525,30 @@ def test_next_borrower_reads_the_answer() -> None:
     (entry,) = world.entries
     hand = world.acquire()
     assert hand.value() is entry
-    assert hand.steps == ["read_reset"]
-    assert (entry.pending, entry.conn.busy, world.probed) == (None, False, [])
+    assert hand.steps == ["read_reset"], "and a look at the socket, without a round trip"
+    assert world.probed == [entry.conn]
+    assert (entry.pending, entry.conn.busy) == (None, False)
+
+
+def test_session_that_ended_after_it_had_answered_is_not_lent() -> None:
+    """The answer is as old as the connection is idle, however short that is."""
+    world = Awaited(2)
+    other, entry = world.entries
+    hand = world.acquire()
+    hand.to(Step.READ_RESET)
+    entry.conn.busy = False
+    entry.conn.kill()
+    hand.resume()
+    assert hand.value() is other
+    assert discards(world) == {"dead": 1}
+
+
+def test_answer_is_not_followed_by_a_probe_that_is_switched_off() -> None:
+    world = Awaited(probe_after=None)
+    (entry,) = world.entries
+    hand = world.acquire()
+    assert hand.value() is entry
+    assert world.probed == []
 
 
 def test_answer_is_read_once() -> None:
