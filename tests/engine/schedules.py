@@ -75,9 +75,8 @@ class Strict(Simulation):
             if isinstance(limit, float) and seconds > limit:
                 call.fn = self.come_too_late
                 return limit
-        elif (
-            self.core.limited and step in HOOKS
-        ):  # it waits for the server, and no longer than its connection lives
+        elif self.core.limited and step in HOOKS:
+            # It waits for the server, and so no longer than its connection lives.
             for slot, until in self.core.limited.items():
                 if slot.conn is call.args[-1]:
                     return min(seconds, max(0.0, until - self.now) + 0.001)
