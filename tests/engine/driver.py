@@ -350,7 +350,14 @@ class World:
         core = self.core
         self._strike = None
         if sys.version_info >= (3, 12):
-            gc.collect()  # there a strike and the error it interrupts can hold each other, frames and all
+            # There a frame that a traceback keeps keeps its callers', generators' too: what is promised is
+            # that a place is free once the tracebacks are dropped.
+            for error in [hand.error for hand in self.hands] + [error for error, _ in self.reports]:
+                found = error
+                while found is not None:
+                    found.__traceback__ = None
+                    found = found.__cause__ or found.__context__
+            gc.collect()  # and a strike and the error it interrupts can hold each other
         self.server.up()
         self._end_all()
         self.now += 100.0  # past every pause and grace

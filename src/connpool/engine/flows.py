@@ -647,6 +647,7 @@ class Flows(Generic[C]):
             core.opened(entry, now - began)
         except BaseException as exc:
             failure = None  # else its traceback and this frame would keep each other alive
+            _strip(exc)
             core.dial_failed(entry, exc, fatal=self._is_fatal(exc), now=self._clock(), chance=self._chance())
             if not isinstance(exc, Exception):
                 raise
@@ -798,6 +799,23 @@ class Flows(Generic[C]):
 
 def _is_adapter(source: object) -> TypeGuard[Adapter[Any]]:
     return hasattr(source, "verdict") and not isinstance(source, type)
+
+
+def _strip(error: BaseException) -> None:
+    """Take the frames from an error that the pool keeps, and note where it came from.
+
+    They lead to their callers' frames: where a caller dials for himself, one of these is the very frame
+    that has his entry later on, and his entry would never be lost.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        traceback, found.__traceback__ = found.__traceback__, None
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        if traceback is not None and found is error:
+            code = traceback.tb_frame.f_code
+            error.add_note(f"raised in {code.co_qualname}, {code.co_filename}:{traceback.tb_lineno}")
+        found = found.__cause__ or found.__context__
 
 
 _OPEN: Final = (Verdict.DIRTY, Verdict.FAILED)
