@@ -9,7 +9,7 @@ with pool.connection() as conn:
 
 from . import reset
 from ._version import __version__
-from .adapter import Adapter, Fault, Verdict, register
+from .adapter import Adapter, Credentials, Fault, Verdict, register
 from .deadlines import deadline
 from .engine.stats import Histogram, PoolStats, Reason
 from .errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
@@ -20,6 +20,7 @@ __all__ = (
     "DEFAULT",
     "Adapter",
     "ConnectionPool",
+    "Credentials",
     "Fault",
     "Histogram",
     "PoolClosed",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Protocol, TypeVar
 
@@ -66,6 +67,16 @@ class Fault(Enum):
     """The server refuses these credentials; trying again will not help."""
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What a ``credentials=`` provider returns, if what it returns does not hold for ever."""
+
+    parameters: Mapping[str, Any] = field(repr=False)
+    """Connect parameters, by the driver's names: ``{"user": ..., "password": ...}``."""
+    expires_in: float | None = None
+    """Seconds for which they hold; a connection made with them is replaced by then."""
+
+
 class Adapter(Protocol[C]):
     """One driver, as the pool sees it."""
 
@@ -97,8 +108,12 @@ class Adapter(Protocol[C]):
     parts: Collection[Part]
     """The parts of a reset that `send_reset` knows how to do.  It is read after `adopt`, too."""
 
-    def connect(self, limit: float | None) -> C:
-        """Open a connection within *limit* seconds; ``None`` is no limit."""
+    def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> C:
+        """Open a connection within *limit* seconds; ``None`` is no limit.
+
+        *credentials* stand in place of the adapter's own parameters of the same names.  Names are
+        resolved anew each time: after a failover they lead elsewhere.
+        """
 
     def adopt(self, conn: C) -> object:
         """Take a fresh connection into the pool; return its baseline.
@@ -131,6 +146,19 @@ class Adapter(Protocol[C]):
 
     def ping(self, conn: C, limit: float | None) -> None:
         """Make one round trip; raise if there is no answer within *limit* seconds."""
+
+    def idle_limit(self, conn: C, limit: float | None) -> float | None:
+        """Return the seconds idle after which the server ends this session by itself; ``None``: never.
+
+        Called once, after the first `adopt`.  It may make a round trip.
+        """
+
+    def writable(self, conn: C, limit: float | None) -> bool:
+        """Tell whether the server takes writes: False on a standby, or a primary that was demoted.
+
+        The connection is at rest, perhaps in a transaction, perhaps in a failed one.  True if that
+        cannot be found out.  It may make a round trip.
+        """
 
     def begin(self, conn: C) -> None:
         """Open a transaction explicitly, on an autocommit connection too."""
@@ -169,6 +197,13 @@ class Adapter(Protocol[C]):
 
     def abort(self, conn: C) -> None:
         """Close at once: never block, whatever the connection is doing, in any thread."""
+
+    def forget(self, conn: C) -> None:
+        """Make a connection useless in this process, a forked child, and send nothing.
+
+        Its session is the parent's.  Best by `connpool.adapters.sockets.disconnect`: the descriptor
+        leads nowhere then, and whoever still uses the connection gets an error at once.  Never raises.
+        """
 
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
         """Classify what the driver raised; *dialling* while `connect` ran."""

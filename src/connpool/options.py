@@ -7,11 +7,12 @@ breaks its rule is refused at construction, with a message that names option, va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from . import reset as resets
+from .adapter import Credentials
 
 
 class Default:
@@ -75,6 +76,13 @@ class PoolOptions:
     ping_after: float | None = 30.0
     """Seconds idle after which one round trip must succeed before lending; 0 every time, ``None`` never."""
 
+    keepalive: float | None = None
+    """Seconds without a word after which an idle connection's server is pinged, less a random tenth.
+
+    Off the callers' path.  It keeps gateways from forgetting the connection, and finds the dead early.
+    ``None`` never.
+    """
+
     max_uses: int | None = None
     """Times a connection is lent before it is replaced; ``None`` for any number."""
 
@@ -86,7 +94,24 @@ class PoolOptions:
     """
 
     reset_timeout: float | None = 5.0
-    """Seconds that a return may take, COMMIT not counted, and that a ping may take."""
+    """Seconds that a return may take, COMMIT not counted; and a ping, and the BEGIN of `transaction`."""
+
+    commit_timeout: float | None = None
+    """Seconds that the COMMIT at the end of a block may take; ``None`` no limit.
+
+    When they have passed, the connection is cut and the borrower gets `PoolTimeout`: whether the server has
+    committed is not known.
+    """
+
+    credentials: Callable[[], Mapping[str, Any] | Credentials] | None = None
+    """Asked before each dial for connect parameters, such as a password that changes; ``None`` none.
+
+    Dials at the same time share one answer.  After a refusal it is asked once more.  It needs an adapter
+    that is made of parameters or a URL.
+    """
+
+    require: Literal["read-write"] | None = None
+    """"read-write" refuses a server that takes no writes, such as a standby, and dials again."""
 
     on_connect: Callable[[Any], object] | None = None
     """Called with each new connection, and again after each reset by parts of a policy.
@@ -183,6 +208,16 @@ def _switch(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r}: must be True or False")
 
 
+def _provider(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: must be callable without arguments, or None")  # it may be a password
+
+
+def _requirement(name: str, value: object) -> None:
+    if value not in (None, "read-write"):
+        raise ValueError(f'{name}={value!r}: must be "read-write", or None')
+
+
 def _text(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         raise TypeError(f"{name}={value!r}: must be a non-empty string, or None")
@@ -190,6 +225,9 @@ def _text(name: str, value: object) -> None:
 
 check_timeout = _seconds(zero="an idle connection or an error, at once", none="no limit")
 """The rule for a `timeout` argument, the same as for `acquire_timeout`."""
+
+check_spread = _seconds(zero="at once")
+"""The rule for the `over` of an eviction."""
 
 _RULES: dict[str, Callable[[str, object], None]] = {
     "min_idle": _whole(0),
@@ -202,8 +240,12 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "idle_timeout": _seconds(none="never"),
     "probe_after": _seconds(zero="every time", none="never"),
     "ping_after": _seconds(zero="every time", none="never"),
+    "keepalive": _seconds(none="never"),
     "max_uses": _whole(1, none="any number"),
     "reset_timeout": _seconds(none="no limit"),
+    "commit_timeout": _seconds(none="no limit"),
+    "credentials": _provider,
+    "require": _requirement,
     "on_connect": _hook,
     "on_acquire": _hook,
     "on_release": _hook,

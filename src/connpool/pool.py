@@ -6,14 +6,14 @@ import os
 import random
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from itertools import count
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
-from .adapter import Adapter, adapter_for_url
+from .adapter import Adapter, Credentials, adapter_for_url
 from .deadlines import earliest
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
@@ -21,7 +21,7 @@ from .engine.records import Entry
 from .engine.stats import PoolStats, Reason
 from .errors import PoolMisuse
 from .guard import Loan, guard, loan_of, site, unwrap
-from .options import DEFAULT, Default, PoolOptions, check_timeout
+from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .reset import Policy
 from .threads import ThreadRunner, ThreadWaiter, clock
 
@@ -70,7 +70,7 @@ class Lease(Generic[C]):
         if exc_type is None and entry is not None and not entry.verdict(entry.conn, entry.baseline):
             now = clock()
             check_at = now + pool._look_after
-            if check_at < entry.expires:
+            if check_at < entry.warm_until:
                 self._entry = None
                 entry.idle_since = now
                 entry.check_at = check_at
@@ -170,7 +170,7 @@ class _GuardedLease(Lease[C]):
             in_use = self._loan.end(site())
             if in_use is not None or self._loan.unfinished() is not None:
                 self._entry.doomed = self._entry.doomed or Reason.BROKEN
-                self._entry.expires = -inf  # sends its release to the flows
+                self._entry.warm_until = -inf  # sends its release to the flows
             if in_use is not None and exc is None:
                 # Nothing is committed: somebody may be in the middle of a statement.
                 misuse = self._pool._misuse(in_use)
@@ -216,10 +216,17 @@ class ConnectionPool(Generic[C]):
             trip.  0: every time.  ``None``: never.
         ping_after: Seconds idle after which one round trip must succeed before lending.  0: every time.
             ``None``: never.
+        keepalive: Seconds without a word after which an idle connection's server is pinged, off the callers'
+            path.  ``None``: never.
         max_uses: Times a connection is lent before it is replaced.  ``None``: any number.
         reset: What is done to a connection between two borrowers: ``"rollback"``, ``"full"``, ``"none"``, a
             callable, or a list of callables and parts; see `connpool.reset`.
         reset_timeout: Seconds that a return may take, COMMIT not counted, and a ping.  ``None``: no limit.
+        commit_timeout: Seconds that the COMMIT at the end of a block may take; then the connection is cut and
+            `PoolTimeout` says that the outcome is unknown.  ``None``: no limit.
+        credentials: Asked before each dial for connect parameters, such as a password that changes; returns
+            them, or `Credentials` that expire.  It needs an adapter made of parameters or a URL.
+        require: ``"read-write"`` refuses a server that takes no writes, such as a standby.
         on_connect: Called with each new connection, in the thread that opened it, in an empty context; and
             again after each reset by parts.  A transaction it leaves open is committed, as with any hook.
         on_acquire: Called with each connection before it is lent, in the borrower's thread and context,
@@ -252,9 +259,13 @@ class ConnectionPool(Generic[C]):
         idle_timeout: float | None = 600.0,
         probe_after: float | None = 0.5,
         ping_after: float | None = 30.0,
+        keepalive: float | None = None,
         max_uses: int | None = None,
         reset: Policy = "rollback",
         reset_timeout: float | None = 5.0,
+        commit_timeout: float | None = None,
+        credentials: Callable[[], Mapping[str, Any] | Credentials] | None = None,
+        require: Literal["read-write"] | None = None,
         on_connect: Callable[[C], object] | None = None,
         on_acquire: Callable[[C], object] | None = None,
         on_release: Callable[[C], object] | None = None,
@@ -274,9 +285,13 @@ class ConnectionPool(Generic[C]):
             idle_timeout=idle_timeout,
             probe_after=probe_after,
             ping_after=ping_after,
+            keepalive=keepalive,
             max_uses=max_uses,
             reset=reset,
             reset_timeout=reset_timeout,
+            commit_timeout=commit_timeout,
+            credentials=credentials,
+            require=require,
             on_connect=on_connect,
             on_acquire=on_acquire,
             on_release=on_release,
@@ -287,10 +302,9 @@ class ConnectionPool(Generic[C]):
         )
         assert options.name is not None
         self.name: Final[str] = options.name
-        self._core: Core[C] = Core(options)
-        self._idle = self._core.idle  # the same objects, one step nearer to the warm path
-        self._waiters = self._core.waiters
-        self._flows = Flows(
+        self._core: Core[C]
+        self._begin_anew(Core(options))
+        self._flows: Flows[C] = Flows(
             self._core,
             source,
             name=self.name,
@@ -304,7 +318,14 @@ class ConnectionPool(Generic[C]):
         self._source = source
         self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep)
         # Also at exit: drivers warn about connections that nobody closed.
-        weakref.finalize(self, _drop, self._core, self._flows, self._runner, os.getpid())
+        weakref.finalize(self, _drop, self._flows, self._runner)
+
+        _pools.add(self)
+
+    def _begin_anew(self, core: Core[C]) -> None:
+        self._core = core
+        self._idle = core.idle  # the same objects, one step nearer to the warm path
+        self._waiters = core.waiters
 
     # -- borrowing -----------------------------------------------------------------------------------
 
@@ -414,6 +435,8 @@ class ConnectionPool(Generic[C]):
             apart = self.__dict__.setdefault("_apart", ConnectionPool(self._source, **options))
             if self._core.closed:  # `close` looks for it once it has said so
                 apart.close(0)
+            elif self._core.suspended:  # so does `suspend`
+                apart.suspend()
         return apart.connection(timeout)
 
     # -- the pool as a whole -------------------------------------------------------------------------
@@ -433,15 +456,39 @@ class ConnectionPool(Generic[C]):
         check_timeout("timeout", timeout)
         self._run(self._flows.ready(earliest(timeout, clock())))
 
-    def evict(self) -> None:
+    def evict(self, *, over: float = 0.0) -> None:
         """Replace every connection: idle ones now, those in use when they come back.
 
         For new credentials, certificates or addresses.  A dial that had begun before does not survive
         it either.
+
+        Args:
+            over: Seconds over which to spread it: each connection's lifetime ends within them, one after
+                the other, so that neither callers nor the server feel it.  0: at once.
+
+        Raises:
+            TypeError, ValueError: *over* is no number of seconds.
         """
-        self._run(self._flows.evict())
+        check_spread("over", over)
+        self._run(self._flows.evict(over))
         if self._apart is not None:
-            self._apart.evict()
+            self._apart.evict(over=over)
+
+    def suspend(self) -> None:
+        """Serve nobody until `resume`: who acquires waits, within his deadline.
+
+        For a short maintenance of the server.  What is lent stays with its borrowers, and nothing is
+        opened; `evict` replaces what has not survived.
+        """
+        self._core.suspend()
+        if self._apart is not None:
+            self._apart.suspend()
+
+    def resume(self) -> None:
+        """Serve callers again, those that wait first."""
+        self._run(self._flows.resume())
+        if self._apart is not None:
+            self._apart.resume()
 
     def resize(self, *, max_size: int | None = None, min_idle: int | None = None) -> None:
         """Change the bounds of the running pool.
@@ -470,7 +517,8 @@ class ConnectionPool(Generic[C]):
     def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: callers that wait fail at once, idle connections are closed, lent ones awaited.
 
-        A connection still lent after *timeout* is closed when it comes back.  Closing twice is harmless.
+        A connection that is still lent after *timeout* is cut: its borrower's next word to the server fails.
+        Closing twice is harmless.
 
         Args:
             timeout: Seconds to wait for lent connections.  0: do not wait.  ``None``: no limit.
@@ -481,8 +529,8 @@ class ConnectionPool(Generic[C]):
         apart = self._apart
         if apart is not None:
             apart._core.shut()
-            apart._run(apart._flows.close(deadline))
-        self._run(self._flows.close(deadline))
+            apart._run(apart._flows.close(deadline, cut=True))
+        self._run(self._flows.close(deadline, cut=True))
 
     def __enter__(self) -> Self:
         return self
@@ -533,7 +581,7 @@ class ConnectionPool(Generic[C]):
 
     def _begin(self, lease: Lease[C]) -> None:
         assert lease._entry is not None
-        self._run(self._flows.begin(lease._entry.conn))
+        self._run(self._flows.begin(lease._entry.slot, lease._entry.conn))
 
     def _exit(self, lease: Lease[C], exc: BaseException | None) -> None:
         """Release by the flow: a transaction, an exception, an expiry, or a broken connection."""
@@ -559,15 +607,42 @@ class ConnectionPool(Generic[C]):
         if not self._core.inside():
             self._runner.run(self._flows.follow_up())
 
+    def _after_fork(self) -> None:
+        """Begin anew in a forked child: what there is belongs to the parent, or to threads that are gone.
 
-def _drop(core: Core[C], flows: Flows[C], runner: ThreadRunner, pid: int) -> None:
-    """Close what a pool that is garbage, or a process that ends, has left idle.
+        The lock may be held by a thread that does not exist here.  The parent's connections are kept for
+        ever, because to free one could say goodbye in its name.
+        """
+        old = self._core
+        core: Core[C] = Core(replace(self._options, max_size=old.max_size, min_idle=old.min_idle))
+        core.closed = old.closed
+        if core.closed:
+            core.shut()
+        _inherited.append(old)
+        self._begin_anew(core)
+        self._runner.begin_anew(core)
+        _inherited.extend(self._flows.inherit(core))
 
-    Not in a forked child: its copies of the sockets lead to the sessions of its parent.
-    """
-    if os.getpid() == pid and not core.closed and not core.inside():
+
+def _drop(flows: Flows[C], runner: ThreadRunner) -> None:
+    """Close what a pool that is garbage, or a process that ends, has left idle."""
+    core = flows.core
+    if not core.closed and not core.inside():
         runner.inline = True  # no thread can be started while the interpreter ends
         runner.run(flows.close(clock()))
+
+
+_pools: weakref.WeakSet[ConnectionPool[Any]] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _begin_anew_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 def create_pool(url: str, /, **options: Any) -> ConnectionPool[Any]:

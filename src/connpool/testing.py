@@ -29,7 +29,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from .adapter import Fault, Verdict
 from .engine.core import Core
-from .engine.flows import Call, Flow, Flows, Park, Report, Start, Step
+from .engine.flows import Call, Flow, Flows, Park, Report, Start, Step, Tell
 from .engine.records import Entry, Waiter
 from .engine.upkeep import LOOK_EVERY
 from .errors import PoolError
@@ -69,6 +69,8 @@ class FakeServer:
         latency: Seconds that every step takes, or a mapping from `connpool.engine.flows.Step` to seconds.
         sleep: How a step waits; a test that wants to control it gives its own.
         max_sessions: Further connects are refused as *full*; ``None``: no bound.
+        password: What credentials must say; ``None``: nobody is asked.
+        idle_limit: Seconds idle after which it ends a session, as it says; ``None``: never.
     """
 
     def __init__(
@@ -77,7 +79,12 @@ class FakeServer:
         latency: float | Mapping[Step, float] = 0.0,
         sleep: Callable[[float], None] = time.sleep,
         max_sessions: int | None = None,
+        password: str | None = None,
+        idle_limit: float | None = None,
     ) -> None:
+        self.password = password
+        self.idle_limit = idle_limit
+        self.writable = True  # False: a standby
         self.latency = latency
         self.max_sessions = max_sessions
         # Weakly: a connection that is garbage has closed its socket, and with it its session.
@@ -114,9 +121,11 @@ class FakeServer:
             self._sleep(seconds if limit is None else min(seconds, limit))
         return limit is None or seconds <= limit
 
-    def accept(self) -> FakeConnection:
+    def accept(self, credentials: Mapping[str, Any] | None = None) -> FakeConnection:
         """Open a session, or refuse it."""
         self.connects += 1
+        if self.password is not None and (credentials or {}).get("password") != self.password:
+            raise FakeOperationalError("password authentication failed")
         if self._down is not None:
             raise type(self._down)(*self._down.args)  # a new one each time: tracebacks add up
         if self.max_sessions is not None and len(self.sessions) >= self.max_sessions:
@@ -205,11 +214,11 @@ class FakeAdapter:
         self.server = server
         self.parts: Collection[Part] = frozenset({Part.FULL, Part.UNLOCK})
 
-    def connect(self, limit: float | None) -> FakeConnection:
+    def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> FakeConnection:
         """Open a session."""
         if not self.server.wait(Step.CONNECT, limit):
             raise FakeOperationalError("connect timed out")
-        return self.server.accept()
+        return self.server.accept(credentials)
 
     def adopt(self, conn: FakeConnection) -> object:
         """Return the baseline: the mode at connect."""
@@ -239,6 +248,15 @@ class FakeAdapter:
     def ping(self, conn: FakeConnection, limit: float | None) -> None:
         """Make a round trip."""
         self._round_trip(conn, Step.PING, limit)
+
+    def idle_limit(self, conn: FakeConnection, limit: float | None) -> float | None:
+        """Return the server's own limit."""
+        return self.server.idle_limit
+
+    def writable(self, conn: FakeConnection, limit: float | None) -> bool:
+        """Ask the server whether it is the primary."""
+        self._round_trip(conn, Step.WRITABLE, limit)
+        return self.server.writable
 
     def begin(self, conn: FakeConnection) -> None:
         """Open a transaction."""
@@ -296,8 +314,14 @@ class FakeAdapter:
         """Close at once."""
         conn.close()
 
+    def forget(self, conn: FakeConnection) -> None:
+        """Leave the session to the parent process."""
+        conn.closed = True
+
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
         """Classify by the text, as real adapters sometimes must."""
+        if "read-only" in str(exc):
+            return Fault.DEMOTED
         if "password" in str(exc):
             return Fault.AUTH
         if "too many clients" in str(exc):
@@ -398,6 +422,8 @@ class Task(Generic[R]):
                     return
                 elif isinstance(operation, Report):
                     simulation.reports.append(operation.error)
+                elif isinstance(operation, Tell):
+                    simulation.told.append(operation.text)
                 else:
                     simulation._watch(operation.at)
         except StopIteration as stop:
@@ -451,6 +477,7 @@ class Simulation:
         self.steps = 0
         self.lent: set[Entry[FakeConnection]] = set()
         self.reports: list[Exception] = []
+        self.told: list[str] = []
         self.tasks: dict[Task[Any], None] = {}
         self.core: Core[FakeConnection] = Core(PoolOptions(**options))
         self.flows = Flows(
@@ -526,7 +553,7 @@ class Simulation:
         tickets = [waiter.ticket or 0 for waiter in core.waiters if waiter is not core._gate]
         assert tickets == sorted(tickets), "the queue is out of order"
         live = [waiter for waiter in core.waiters if waiter.outcome is None and waiter is not core._gate]
-        assert not (core.idle and live), "an idle entry and a live waiter coexist"
+        assert core.suspended or not (core.idle and live), "an idle entry and a live waiter coexist"
         assert not (core.closed and live), "a closed pool lets somebody wait"
         assert core.opening.keys() <= core.slots.keys(), "a dial without a place"
         idle = list(core.idle)
@@ -588,8 +615,8 @@ class Simulation:
 class _Instant(FakeAdapter):
     """The fake adapter of a simulation, which itself makes steps take their time."""
 
-    def connect(self, limit: float | None) -> FakeConnection:
-        return self.server.accept()
+    def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> FakeConnection:
+        return self.server.accept(credentials)
 
     def begin(self, conn: FakeConnection) -> None:
         conn.execute("begin")

@@ -20,7 +20,7 @@ from math import inf
 from typing import Any, Final, TypeVar
 
 from .engine.core import Core
-from .engine.flows import Call, Flow, Park, Report, Start, Watch
+from .engine.flows import Call, Flow, Park, Report, Start, Tell, Watch
 from .engine.records import Waiter
 from .engine.upkeep import LOOK_EVERY
 
@@ -217,6 +217,11 @@ class ThreadRunner:
         self._follow_up = follow_up
         self._upkeep = upkeep
 
+    def begin_anew(self, core: Core[Any]) -> None:
+        """Serve another core: in a forked child nothing that was due is."""
+        self._core = core
+        self.due_at = inf
+
     def run(self, flow: Flow[R]) -> R:
         """Run a flow to its end in this thread, and whatever it left undone if it was cut short."""
         try:
@@ -248,6 +253,11 @@ class ThreadRunner:
                     elif isinstance(operation, Watch):
                         self._watch(operation.at)
                         value = None
+                    elif isinstance(operation, Tell):
+                        import logging  # seldom needed, and slow to import
+
+                        logging.getLogger("connpool").warning("%s", operation.text)
+                        value = None
                     else:
                         self._report(operation)
                         value = None
@@ -268,7 +278,7 @@ class ThreadRunner:
             # Final only for a closed pool: to another, somebody may just have given a duty.
             if self._core.closed:
                 housekeeper.watch(self, None)
-        elif not (clock() <= self.due_at <= at and housekeeper.is_alive()):
+        elif at < self.due_at or not housekeeper.is_alive():
             # Else upkeep comes sooner, and asks then what is due next.  The duty was published before
             # this look, and `due_at` is lifted before upkeep runs: one of the two sees the other.
             housekeeper.watch(self, at)

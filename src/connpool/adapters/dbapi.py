@@ -13,6 +13,9 @@ psycopg2 all, of any other driver's nothing.
 Limits hold for a driver whose connections have a ``fileno()``: a step that takes too long has its
 socket shut down under it, which makes any blocking driver return.  Without one they cannot hold.
 
+In a forked child a connection's descriptor is made to lead nowhere.  Without one the child must not so
+much as close it, so it is kept for ever, and refused wherever the pool would use it.
+
 This module refuses to know any driver's package: it imports none.
 """
 
@@ -33,7 +36,12 @@ from typing import Any, Final, NamedTuple
 from ..adapter import Adapter, Fault, Verdict
 from ..errors import PoolError, PoolMisuse
 from ..reset import Part
-from .sockets import ready, shut_down
+from .sockets import disconnect, keep_alive, ready, shut_down
+
+try:
+    import ctypes
+except ImportError:  # Python can be built without
+    ctypes = None  # type: ignore[assignment]
 
 # An enum's member is looked up by a descriptor of its class: too dear for every release.
 _CLEAN: Final = Verdict.CLEAN
@@ -99,6 +107,18 @@ class Known(NamedTuple):
 
     obeys: bool = False
     """Whether commit() and rollback() reach the server on an autocommit connection, too."""
+
+    idle_limit: Callable[[Any], object] | None = None
+    """Asks for the seconds after which the server ends an idle session; 0 or ``None`` is never."""
+
+    read_only: Callable[[Any], object] | None = None
+    """Asks whether the server takes no writes, in any state of a transaction."""
+
+    tuned: Callable[[Any], Collection[str]] | None = None
+    """Tells which options of its socket the user has set, by their names in `socket`."""
+
+    unlock: Callable[[Any], object] | None = None
+    """Frees, in a forked child, the lock of a thread that only the parent has."""
 
 
 # -- psycopg2
@@ -168,6 +188,59 @@ def _reset_psycopg2(conn: Any, parts: tuple[Part, ...]) -> None:
     _execute(conn, message.format(encoding=conn.encoding))
 
 
+_MODERN: Final = 140_000  # has idle_session_timeout, and reports what makes it read-only
+_READ_ONLY: Final = ("in_hot_standby", "default_transaction_read_only")
+_TUNED: Final[Mapping[str, tuple[str, ...]]] = {
+    "keepalives": ("SO_KEEPALIVE",),
+    "keepalives_idle": ("TCP_KEEPIDLE", "TCP_KEEPALIVE"),
+    "keepalives_interval": ("TCP_KEEPINTVL",),
+    "keepalives_count": ("TCP_KEEPCNT",),
+    "tcp_user_timeout": ("TCP_USER_TIMEOUT",),
+}
+
+
+def _idle_limit_psycopg2(conn: Any) -> object:
+    if conn.server_version < _MODERN:
+        return None
+    # As an interval: it is shown in whatever unit suits.  And no number of Python's own, for whose
+    # types the user may have other converters.
+    return _asked(
+        conn,
+        "SELECT extract(epoch FROM pg_catalog.current_setting('idle_session_timeout', true)"
+        "::pg_catalog.interval)::pg_catalog.text",
+    )
+
+
+def _read_only_psycopg2(conn: Any) -> object:
+    """Ask; where that might fail the transaction, or it has failed, see what the server has reported."""
+    status = conn.info.transaction_status
+    if status == 0 or (status == 2 and conn.server_version >= _MODERN):
+        return (
+            _asked(
+                conn,
+                "SELECT (pg_catalog.pg_is_in_recovery()"
+                " OR pg_catalog.current_setting('default_transaction_read_only') = 'on')::pg_catalog.text",
+            )
+            == "true"
+        )
+    return any(conn.info.parameter_status(name) == "on" for name in _READ_ONLY)
+
+
+def _asked(conn: Any, question: str) -> object:
+    """Return the one value of an answer, whatever class of cursors makes its rows."""
+    cursor = conn.cursor()
+    try:
+        cursor.execute(question)
+        (row,) = cursor.fetchall()
+    finally:
+        cursor.close()
+    return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
+
+
+def _asks(question: str) -> Callable[[Any], object]:
+    return lambda conn: _asked(conn, question)
+
+
 # -- the others
 
 _LIBPQ: Final[Mapping[object, Verdict]] = {
@@ -176,6 +249,11 @@ _LIBPQ: Final[Mapping[object, Verdict]] = {
     3: Verdict.FAILED,
     # 1, in the middle of an exchange, and 4, unknown, are BROKEN
 }
+
+# The session's own: interactive_timeout is where it begins for an interactive client.
+_WAIT_TIMEOUT: Final = "SELECT @@wait_timeout"
+# Later versions of MariaDB have words for the first.  MySQL's super_read_only sets it, too.
+_IS_READ_ONLY: Final = "SELECT @@global.read_only NOT IN ('0', 'OFF') OR @@global.innodb_read_only"
 
 _KNOWN: Final[Mapping[str, Known]] = {
     "psycopg2": Known(
@@ -188,6 +266,9 @@ _KNOWN: Final[Mapping[str, Known]] = {
         parts=frozenset((*_EVERYTHING, *_POSTGRESQL)),
         reset=_reset_psycopg2,
         type_maps=("string_types", "binary_types"),
+        idle_limit=_idle_limit_psycopg2,
+        read_only=_read_only_psycopg2,
+        tuned=lambda conn: [n for p in conn.info.dsn_parameters for n in _TUNED.get(p, ())],
     ),
     "psycopg": Known(
         ("pgconn.transaction_status",),
@@ -197,6 +278,8 @@ _KNOWN: Final[Mapping[str, Known]] = {
             *("autocommit", "isolation_level", "read_only", "deferrable"),
             *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold"),
         ),
+        tuned=lambda conn: [n for p in conn.info.get_parameters() for n in _TUNED.get(p, ())],
+        unlock=lambda conn: setattr(conn, "lock", threading.Lock()),
     ),
     # A flag in the server's answers, also to statements that failed.  is_healthy() looks at the
     # socket; ping() never reconnects; "SELECT 1" needs a FROM before Oracle 23.  The settings are
@@ -218,11 +301,15 @@ _KNOWN: Final[Mapping[str, Known]] = {
         closed=lambda conn: not conn.open,  # a session that its server has ended stays "open"
         settings=("autocommit", "cursorclass", "executemany_fallback"),
         obeys=True,
+        idle_limit=_asks(_WAIT_TIMEOUT),
+        read_only=_asks(_IS_READ_ONLY),
     ),
     "pymysql": Known(
         closed=lambda conn: bool(conn._closed),
         settings=("autocommit", "cursorclass"),
         obeys=True,
+        idle_limit=_asks(_WAIT_TIMEOUT),
+        read_only=_asks(_IS_READ_ONLY),
     ),
 }
 _UNKNOWN: Final = Known()
@@ -318,11 +405,26 @@ class DBAPIAdapter(Adapter[Any]):
     errors: Mapping[type[PoolError], type[PoolError]] = MappingProxyType({})
     ping_statement = "SELECT 1"
     """One round trip.  For a database that wants a FROM, override it in a subclass."""
+    faults: Mapping[str | int, Fault] = MappingProxyType({})
+    """What a driver's errors mean, where the tables here do not know it; assign it, or override it.
+
+    A number is looked for as the error's ``errno``, ``code`` or first argument.  Five digits and capital
+    letters are an SQLSTATE, two of them its class.  Anything else is a text: part of the message, in
+    whatever case.  A number comes before an SQLSTATE, that before its class, that before a text, and all
+    of them before what is known here::
+
+        adapter = DBAPIAdapter(oracledb.connect, dsn="db/app", user="app", password=...)
+        adapter.faults = {"ORA-12519": Fault.FULL, "ORA-16456": Fault.DEMOTED}
+
+    Only errors of drivers are looked up: those whose class has one called ``Error`` among its bases
+    (PEP 249).
+    """
 
     def __init__(self, connect: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self._connect = connect
         self._args = args
         self._kwargs = kwargs
+        self._takes_credentials = True
         self._known = _UNKNOWN
         self._has_socket = False
         self._begun: set[int] = set()
@@ -332,16 +434,22 @@ class DBAPIAdapter(Adapter[Any]):
     @classmethod
     def around(cls, connect: Callable[[], Any]) -> DBAPIAdapter:
         """Make an adapter from a callable that returns connections."""
-        return cls(connect)
+        adapter = cls(connect)
+        adapter._takes_credentials = False
+        return adapter
 
     def __repr__(self) -> str:
         # Never the arguments: one of them is a password.
         return f"<{type(self).__name__} for {self.name}>"
 
-    def connect(self, limit: float | None) -> Any:  # noqa: ARG002
-        """Call the callable; *limit* is the pool's to keep."""
+    def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
+        """Call the callable; *limit* is the pool's to keep.
+
+        *credentials* are keyword arguments; a callable that was handed to `around` gets none.
+        """
         self._aborted.sweep()
-        return self._connect(*self._args, **self._kwargs)
+        own = (credentials or {}) if self._takes_credentials else {}
+        return self._connect(*self._args, **{**self._kwargs, **own})
 
     def adopt(self, conn: Any) -> object:
         """Find out what the driver shows, and note its settings.
@@ -356,7 +464,10 @@ class DBAPIAdapter(Adapter[Any]):
         self._known = _KNOWN[driver] if driver else _UNKNOWN
         self.sees_transactions = bool(self._known.state)
         self.parts = self._known.parts
-        self._has_socket = _is_socket(_descriptor(conn))
+        descriptor = _descriptor(conn)
+        self._has_socket = _is_socket(descriptor)
+        if self._has_socket and descriptor is not None:
+            keep_alive(descriptor, leave=self._known.tuned(conn) if self._known.tuned else ())
         return _baseline(conn, self._known)
 
     def remember(self, conn: Any, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
@@ -423,14 +534,45 @@ class DBAPIAdapter(Adapter[Any]):
                 if not _autocommits(conn):
                     conn.rollback()
 
+    def idle_limit(self, conn: Any, limit: float | None) -> float | None:
+        """Ask, where it is known how: PostgreSQL with psycopg2, MySQL and MariaDB."""
+        seconds = self._ask(conn, self._known.idle_limit, limit)
+        return None if seconds is None else float(str(seconds)) or None
+
+    def writable(self, conn: Any, limit: float | None) -> bool:
+        """Ask, where it is known how, like `idle_limit`; True where it is not.
+
+        A session that its borrower has made read-only, not his transaction alone, counts as a server
+        that is.
+        """
+        return not self._ask(conn, self._known.read_only, limit)
+
+    def _ask(self, conn: Any, question: Callable[[Any], object] | None, limit: float | None) -> object:
+        """Return an answer, leaving the transaction as it was; ``None`` if the server does not know."""
+        with self._within(conn, limit):
+            if question is None:
+                return None
+            known, answer = self._known, None
+            rests = known.state and known.verdicts.get(attrgetter(*known.state)(conn)) in (_CLEAN, _ALTERED)
+            try:
+                answer = question(conn)
+            except Exception as exc:
+                if self.fault(exc, dialling=False) is not Fault.ORDINARY:
+                    raise
+            if rests and not _autocommits(conn):
+                conn.rollback()  # the question has opened a transaction
+            return answer
+
     def begin(self, conn: Any) -> None:
         """Send BEGIN on an autocommit connection; any other begins by itself, says PEP 249."""
+        self._aborted.refuse_kept(conn)
         if _autocommits(conn):
             _execute(conn, "BEGIN")
             self._begun.add(id(conn))
 
     def commit(self, conn: Any) -> None:
         """Commit; on an autocommit connection with a statement if the driver's method does nothing."""
+        self._aborted.refuse_kept(conn)
         begun = id(conn) in self._begun
         self._begun.discard(id(conn))
         conn.commit()
@@ -466,6 +608,7 @@ class DBAPIAdapter(Adapter[Any]):
 
     def restore(self, conn: Any, baseline: Any, limit: float | None) -> None:
         """Put back the settings that are known; empty the backlogs."""
+        self._aborted.refuse_kept(conn)
         settings, state = baseline.settings, baseline.state
         _reclaim(conn, baseline)
         altered = any(_setting(conn, name) != value for name, value in settings.items())
@@ -502,6 +645,8 @@ class DBAPIAdapter(Adapter[Any]):
 
     def close(self, conn: Any, limit: float | None) -> None:
         """Close; a connection that is closed already is fine."""
+        if id(conn) in self._aborted.kept:
+            return
         self._forget(conn)
         try:
             with self._within(conn, limit):
@@ -516,20 +661,46 @@ class DBAPIAdapter(Adapter[Any]):
 
         To close a connection under another thread's call would crash some C drivers.
         """
+        if id(conn) in self._aborted.kept:
+            return
         if self._has_socket:
             shut_down(lambda: _descriptor(conn))
         self._begun.discard(id(conn))
         self._aborted[id(conn)] = conn
         self._aborted.sweep()
 
+    def forget(self, conn: Any) -> None:
+        """Let the descriptor lead nowhere, if there is one; keep the connection for ever.
+
+        Nobody closes it in this process, not even the interpreter when it ends: a driver that does not
+        show its socket would say goodbye to the parent's session.
+        """
+        self._begun.discard(id(conn))
+        if _is_socket(_descriptor(conn)):
+            disconnect(lambda: _descriptor(conn))
+        self._aborted.keep(conn)
+        if self._known.unlock is not None:
+            self._known.unlock(conn)
+
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
-        """Judge by error code where there is one, else by the text of a connection-level error."""
+        """Judge by `faults`; else by error code where there is one, else by a connection error's text."""
+        if isinstance(exc, PoolError):
+            return Fault.ORDINARY
+        names = {klass.__name__ for klass in type(exc).__mro__}
+        if self.faults and "Error" in names:
+            fault = self._looked_up(exc)
+            if fault is not None:
+                return fault
         if isinstance(exc, OSError | EOFError):
             return Fault.DEAD
         code = _code(exc)
         if code is not None:
-            return _BY_CODE.get(code, _BY_CODE.get(str(code)[:2], Fault.ORDINARY))
-        names = {klass.__name__ for klass in type(exc).__mro__}
+            if code == _OPTION_PREVENTS_STATEMENT and not _SAYS_READ_ONLY.search(str(exc)):
+                return Fault.ORDINARY
+            if code == _SSL_CONNECTION_ERROR and dialling:
+                return Fault.AUTH if _OF_CERTIFICATES.search(str(exc)) else Fault.DEAD
+            fault = _BY_CODE_DIALLING.get(code) if dialling else None
+            return fault or _BY_CODE.get(code, _BY_CODE.get(str(code)[:2], Fault.ORDINARY))
         if not names & {"OperationalError", "InterfaceError", "DatabaseError"}:
             return Fault.ORDINARY
         text = str(exc).lower()
@@ -538,13 +709,36 @@ class DBAPIAdapter(Adapter[Any]):
                 return fault
         return Fault.DEAD if dialling else Fault.ORDINARY
 
+    def _looked_up(self, exc: BaseException) -> Fault | None:
+        """Look an error up in `faults`."""
+        first = exc.args[0] if exc.args else None
+        keys: list[object] = []
+        for source in (exc, first):  # Oracle's drivers have an object with a ``code`` there
+            keys += [getattr(source, name, None) for name in ("errno", "code")]
+        keys.append(first)
+        state = _sqlstate(exc)
+        if state is not None:
+            keys += [state, state[:2]]
+        for key in keys:
+            if isinstance(key, str | int) and key in self.faults:
+                return self.faults[key]
+        text = str(exc).lower()
+        for sign, fault in self.faults.items():
+            if isinstance(sign, str) and not _SQLSTATE.fullmatch(sign) and sign.lower() in text:
+                return fault
+        return None
+
     def _forget(self, conn: Any) -> None:
         self._begun.discard(id(conn))
         self._aborted.pop(id(conn), None)
         self._aborted.sweep()
 
     def _within(self, conn: Any, limit: float | None) -> _Within:
+        self._aborted.refuse_kept(conn)
         return _Within(_descriptor(conn) if self._has_socket else None, limit)
+
+
+OF_THE_PARENT: Final = "this connection was opened before the process was forked: it is the parent's"
 
 
 class Aborted(dict[int, Any]):
@@ -559,15 +753,39 @@ class Aborted(dict[int, Any]):
         own: Returns how many references a connection of this driver has to itself.
     """
 
-    __slots__ = ("__weakref__", "_own")
+    __slots__ = ("__weakref__", "_own", "_process", "kept")
 
     def __init__(self, own: Callable[[], int] = int) -> None:
         super().__init__()
         self._own = own
+        self._process = os.getpid()
+        self.kept: set[int] = set()
+        """Those that are the parent's, by identity: this process must neither use nor close them."""
+
+    def keep(self, conn: Any) -> None:
+        """Count a connection of the parent's as aborted, in a forked child, and never close it."""
+        if id(conn) not in self.kept:
+            self[id(conn)] = conn
+            self.kept.add(id(conn))
+            if ctypes is not None:
+                # When the interpreter ends, it frees what its modules hold, and a driver may close
+                # what is freed.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
+
+    def refuse_kept(self, conn: Any) -> None:
+        """Raise if a connection is the parent's."""
+        if self.kept and id(conn) in self.kept:
+            raise ConnectionError(OF_THE_PARENT)
 
     def sweep(self) -> None:
         """Close those that nobody else refers to."""
+        if self and self._process != os.getpid():
+            for conn in list(self.values()):
+                self.keep(conn)
+        self._process = os.getpid()
         for key in list(self):
+            if key in self.kept:
+                continue
             try:
                 others = sys.getrefcount(self[key]) - 2  # the dictionary's, and the argument's
             except KeyError:
@@ -635,7 +853,11 @@ _BY_CODE: Final[Mapping[object, Fault]] = {
     "57P05": Fault.DEAD,
     "53300": Fault.FULL,
     "57P03": Fault.STARTING,
+    "25006": Fault.DEMOTED,
+    "25P03": Fault.DEAD,
+    "25P04": Fault.DEAD,
     "28": Fault.AUTH,
+    "57P04": Fault.DEAD,
     # MySQL and MariaDB; some libraries say 2002 for every connection that is refused
     2002: Fault.DEAD,
     2003: Fault.DEAD,
@@ -643,11 +865,39 @@ _BY_CODE: Final[Mapping[object, Fault]] = {
     2013: Fault.DEAD,
     2055: Fault.DEAD,
     4031: Fault.DEAD,
+    1152: Fault.DEAD,
+    1184: Fault.DEAD,
+    1927: Fault.DEAD,
+    1290: Fault.DEMOTED,  # if the option that prevents the statement is --read-only
+    1792: Fault.DEMOTED,
+    1836: Fault.DEMOTED,
+    1874: Fault.DEMOTED,
     1040: Fault.FULL,
     1203: Fault.FULL,
     1053: Fault.STARTING,
     1045: Fault.AUTH,
     1698: Fault.AUTH,
+}
+_OPTION_PREVENTS_STATEMENT: Final = 1290
+_SSL_CONNECTION_ERROR: Final = 2026  # a broken handshake, too
+_OF_CERTIFICATES: Final = re.compile("certificate|unknown ca|required", re.IGNORECASE)
+_SAYS_READ_ONLY: Final = re.compile("read.only", re.IGNORECASE)
+
+# These are a statement's own later on.
+_BY_CODE_DIALLING: Final[Mapping[object, Fault]] = {
+    "3D000": Fault.AUTH,  # no such database
+    1044: Fault.AUTH,  # and the like in MySQL and MariaDB: see PyMySQL's adapter
+    1049: Fault.AUTH,
+    1129: Fault.AUTH,
+    1130: Fault.AUTH,
+    1226: Fault.FULL,
+    1251: Fault.AUTH,
+    1862: Fault.AUTH,
+    2059: Fault.AUTH,
+    3032: Fault.STARTING,
+    3118: Fault.AUTH,
+    3159: Fault.AUTH,
+    4151: Fault.AUTH,
 }
 
 _BY_TEXT: Final = (
@@ -668,15 +918,47 @@ _BY_TEXT: Final = (
             "lost connection",
             "not connected",
             "terminating connection",
+            "ssl syscall error",
+            "eof detected",
+            "ora-03113",
+            "ora-03114",
+            "ora-03135",
+            "dpy-1001",
+            "dpy-4011",
         ),
     ),
+    (Fault.DEMOTED, ("ora-16000",)),
 )
 
 # While dialling, many drivers have nothing but the server's text to tell.
 _BY_TEXT_DIALLING: Final = (
-    (Fault.AUTH, ("authentication failed", "access denied", "login failed", "ora-01017")),
-    (Fault.FULL, ("too many", "remaining connection slots", "ora-00018", "ora-00020")),
-    (Fault.STARTING, ("starting up", "shutting down", "ora-01033")),
+    # What trying again may cure comes first: one text can speak of several hosts.
+    (
+        Fault.STARTING,
+        (
+            *("starting up", "shutting down", "in recovery mode", "not accepting connections"),
+            *("not yet accepting connections", "ora-01033", "ora-01034", "ora-01089", "ora-12528"),
+        ),
+    ),
+    (
+        Fault.FULL,
+        (
+            *("too many", "remaining connection slots", "no more connections allowed"),
+            *("ora-00018", "ora-00020", "ora-12516", "ora-12518", "ora-12520"),
+        ),
+    ),
+    (
+        Fault.AUTH,
+        (
+            *("authentication failed", "access denied", "login failed", "no password supplied"),
+            *("no pg_hba.conf entry", "pg_hba.conf rejects", "not permitted to log in"),
+            *('" does not exist', "permission denied for database", "no such database", "no such user"),
+            *("unknown database", "cannot open database", "certificate verify failed"),
+            *("does not match host name", "but ssl was required", "requires a valid client certificate"),
+            *("alert unknown ca", "alert bad certificate", "certificate required", "certificate expired"),
+            *("root certificate file", "ora-01017", "ora-01045", "ora-28000", "ora-28001"),
+        ),
+    ),
 )
 
 
@@ -686,6 +968,14 @@ def _code(exc: BaseException) -> object:
     if type(exc).__module__.partition(".")[0] in ("MySQLdb", "mariadb", "mysql", "pymysql"):
         number = getattr(exc, "errno", None) or first
         return number if isinstance(number, int) else None
+    return _sqlstate(exc)
+
+
+_SQLSTATE: Final = re.compile("[0-9A-Z]{5}|[0-9A-Z]{2}")
+
+
+def _sqlstate(exc: BaseException) -> str | None:
+    first = exc.args[0] if exc.args else None
     for state in (getattr(exc, "sqlstate", None), getattr(exc, "pgcode", None), first):
         # ODBC drivers put it first among the arguments
         if isinstance(state, str) and re.fullmatch("[0-9A-Z]{5}", state):

@@ -34,6 +34,17 @@ covered is what libpq and the C library do before the first packet: name resolut
 such a thread still uses, so another thread may only shut the socket down.  Closing politely never
 blocks: the socket is non-blocking, and what cannot be sent at once is not sent.
 
+*Fork.*  libpq's memory is the parent's state, and perhaps that of a thread which stopped in the middle of a
+step, holding the lock.  So a forked child does not finish it: psycopg's destructor checks the process for
+the same reason.  The connection object gets another, closed one in its place, and a new lock.
+
+*Keepalive.*  libpq's parameters for it say what the user wants; where he says nothing, the kernel's defaults
+are far too long for a pool.
+
+*A read-only server.*  Since version 14 it reports ``in_hot_standby`` and ``default_transaction_read_only``
+with the next answer after they change, so it is known even in a failed transaction, where nothing can be
+asked.  A SHOW is true behind a PgBouncer, too, and takes no snapshot.
+
 *Failed dials* carry no SQLSTATE (psycopg issue 1188), only ``needs_password`` and a text in the
 server's language.  What the text does not tell is taken for a dead server, and tried again.
 
@@ -43,6 +54,7 @@ Not known here: sizes, queues, when a connection is looked at, what becomes of i
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +72,7 @@ from psycopg.conninfo import (
 )
 
 from connpool.adapter import Fault, Verdict
-from connpool.adapters.sockets import ready, shut_down
+from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
     PoolClosed,
     PoolError,
@@ -173,8 +185,38 @@ _REFUSALS = (
             r"|pg_hba\.conf rejects connection|(role|database) \".*\" does not exist"
             r"|is not permitted to log in|permission denied for database"
             r"|no such (database|user)"  # PgBouncer
+            # Certificates, the server's and ours, and what is demanded of the encryption
+            r"|certificate verify failed|server certificate for .* does not match"
+            r"|could not get server's host name from server certificate"
+            r"|root certificate file .* does not exist"
+            r"|could not (read|load) (root certificate|certificate|private key|certificate revocation list)"
+            r"|certificate present, but not private key|does not match private key"
+            r"|private key file .* (has group or world access|must be owned)"
+            r"|server does not support SSL, but SSL was required"
+            r"|alert (unknown ca|bad certificate|certificate (required|expired|revoked|unknown))"
+            r"|requires a valid client certificate"
+            r"|channel binding required|authentication method requirement"
         ),
     ),
+)
+
+# libpq's parameters, and the socket's options that they set.
+_KEEPALIVES = {
+    b"keepalives": ("SO_KEEPALIVE",),
+    b"keepalives_idle": ("TCP_KEEPIDLE", "TCP_KEEPALIVE"),
+    b"keepalives_interval": ("TCP_KEEPINTVL",),
+    b"keepalives_count": ("TCP_KEEPCNT",),
+    b"tcp_user_timeout": ("TCP_USER_TIMEOUT",),
+}
+
+# The version that reports the one, and knows the other: idle_session_timeout.
+_MODERN = 140_000
+_READ_ONLY = ("in_hot_standby", "default_transaction_read_only")
+_IS_READ_ONLY = "; ".join(f"SHOW {name}" for name in _READ_ONLY)
+_IS_READ_ONLY_BEFORE = "SELECT pg_catalog.pg_is_in_recovery(); SHOW default_transaction_read_only"
+# As an interval, because it is shown in whatever unit suits: "90s", "2min".
+_IDLE_LIMIT = (
+    "SELECT extract(epoch FROM pg_catalog.current_setting('idle_session_timeout', true)::pg_catalog.interval)"
 )
 
 # What of the parameters may be shown: never a password, not even a wrong one.
@@ -360,10 +402,7 @@ class PsycopgAdapter(Generic[C]):
                 " password); in a URL, @ : / ? # and % inside a name or password must be"
                 " percent-encoded"
             ) from None
-        try:
-            make_conninfo(**dict.fromkeys(kwargs, ""))
-        except psycopg.ProgrammingError as exc:  # it names the parameter, and there are no values
-            raise PoolMisuse(f"psycopg: {exc}") from None
+        _refuse_unknown(kwargs)
         self._conninfo = conninfo
         self._kwargs = kwargs
         self._row_factory = row_factory
@@ -398,8 +437,11 @@ class PsycopgAdapter(Generic[C]):
 
     # -- opening -------------------------------------------------------------------------------------
 
-    def connect(self, limit: float | None) -> C:
+    def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> C:
         """Open a connection within *limit* seconds, whatever the number of addresses.
+
+        *credentials* are parameters of libpq's, in place of those of the same names, wherever these come
+        from; ``None`` for a value takes the parameter away.
 
         `psycopg.connect` cannot be given such a limit, so the dial is made of the same public
         parts that it is made of, except for the wait.  An address gets its share of the time that
@@ -408,14 +450,14 @@ class PsycopgAdapter(Generic[C]):
         if self._callable is not None:
             return self._callable()
         deadline = None if limit is None else monotonic() + limit
-        params = conninfo_to_dict(self._conninfo, **self._kwargs)
+        params = self._parameters(credentials or {})
         most = float(timeout_from_conninfo(params))  # 130 s if nobody said anything
         attempts = conninfo_attempts(params)
         failures: list[tuple[str, psycopg.Error]] = []
         for number, attempt in enumerate(attempts):
             seconds = most
             if deadline is not None:
-                seconds = min(most, (deadline - monotonic()) / (len(attempts) - number))
+                seconds = min(most, max(0.0, deadline - monotonic()) / (len(attempts) - number))
             try:
                 pgconn = _dial(make_conninfo("", **attempt), seconds)
             except psycopg.Error as exc:
@@ -431,6 +473,11 @@ class PsycopgAdapter(Generic[C]):
             raise last
         finally:
             del failures, last  # else they and this frame would keep each other alive
+
+    def _parameters(self, credentials: Mapping[str, Any]) -> dict[str, Any]:
+        _refuse_unknown(credentials)
+        params = {**conninfo_to_dict(self._conninfo, **self._kwargs), **credentials}
+        return {name: value for name, value in params.items() if value is not None}
 
     def _furnished(self, pgconn: PGconn) -> psycopg.Connection[Any]:
         """Make a connection of psycopg's own class, as `psycopg.connect` does."""
@@ -452,12 +499,16 @@ class PsycopgAdapter(Generic[C]):
         return conn
 
     def adopt(self, conn: C) -> object:
-        """Return the settings as they are now, and see to it that `verdict` will find all names."""
+        """Return the settings as they are now, and see to it that `verdict` will find all names.
+
+        The socket gets its keepalive here, so that it is the same for a callable's connections.
+        """
         if not isinstance(conn, psycopg.Connection):
             raise PoolMisuse(
                 f"the connect callable returned a {type(conn).__module__}.{type(conn).__qualname__},"
                 " not a psycopg.Connection"
             )
+        _keep_alive(conn.pgconn)
         _complete(conn, _PRIVATE)
         _complete(conn._prepared, _PREPARING)
         if conn._notifies_backlog:
@@ -540,6 +591,42 @@ class PsycopgAdapter(Generic[C]):
     def ping(self, conn: C, limit: float | None) -> None:
         """Send an empty query, which changes nothing in any state of a transaction."""
         _exchange(conn, "", "ping", limit)
+
+    def idle_limit(self, conn: C, limit: float | None) -> float | None:
+        """Ask for ``idle_session_timeout``, which there is since PostgreSQL 14; 0 means never."""
+        if conn.pgconn.server_version < _MODERN:
+            return None
+        for value in self._ask(conn, _IDLE_LIMIT, "idle_session_timeout", limit):
+            return float(value or 0) or None
+        return None
+
+    def writable(self, conn: C, limit: float | None) -> bool:
+        """Ask whether the server is a standby, or begins all transactions READ ONLY.
+
+        In a failed transaction what it has reported with the error tells.  A session that its borrower
+        has made read-only, not his transaction alone, counts as a read-only server: nothing that can be
+        read in a failed transaction tells them apart, and it is not to be lent again either.
+        """
+        pgconn = conn.pgconn
+        status = pgconn.transaction_status
+        modern = pgconn.server_version >= _MODERN
+        answers: list[bytes | None]
+        if status == pq.TransactionStatus.IDLE or (status == pq.TransactionStatus.INTRANS and modern):
+            question = _IS_READ_ONLY if modern else _IS_READ_ONLY_BEFORE
+            answers = self._ask(conn, question, "in_hot_standby", limit)
+        else:
+            answers = [pgconn.parameter_status(name.encode()) for name in _READ_ONLY]
+        return not {b"on", b"t"}.intersection(answers)
+
+    def _ask(self, conn: C, question: str, what: str, limit: float | None) -> list[bytes | None]:
+        """Return the one value of each answer; none if the server does not know what is asked for."""
+        try:
+            results = _exchange(conn, question, what, limit)
+        except psycopg.Error as exc:
+            if self.fault(exc, dialling=False) is not Fault.ORDINARY:
+                raise
+            return []
+        return [result.get_value(0, 0) for result in results]
 
     def begin(self, conn: C) -> None:
         """Send the BEGIN that psycopg would, with the connection's characteristics.
@@ -635,6 +722,20 @@ class PsycopgAdapter(Generic[C]):
         shut_down(lambda: conn.pgconn.socket)
         self.close(conn, None)
 
+    def forget(self, conn: C) -> None:
+        """Let the descriptor lead nowhere, and put a closed connection of libpq's in place of the open one.
+
+        The open one is the parent's, and not to be touched: a thread of his may be inside it.
+        """
+        disconnect(lambda: conn.pgconn.socket)
+        try:
+            nothing = pq.PGconn.connect_start(b"=")  # no parameter is called that: nobody is dialled
+            nothing.finish()
+            conn.pgconn = nothing
+            conn.lock = threading.Lock()
+        except Exception:
+            pass  # no memory, or another psycopg: the descriptor leads nowhere all the same
+
     # -- faults --------------------------------------------------------------------------------------
 
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
@@ -659,6 +760,14 @@ class PsycopgAdapter(Generic[C]):
         if fault is Fault.ORDINARY and severity in ("FATAL", "PANIC"):
             return Fault.DEAD  # the server ends the session with either
         return fault
+
+
+def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
+    """Raise if libpq does not know one of the names."""
+    try:
+        make_conninfo(**dict.fromkeys(parameters, ""))
+    except psycopg.ProgrammingError as exc:  # it names the parameter, and there are no values
+        raise PoolMisuse(f"psycopg: {exc}") from None
 
 
 def _refusal(exc: psycopg.Error) -> Fault:
@@ -700,11 +809,20 @@ def _dial(conninfo: str, seconds: float) -> PGconn:
         raise
 
 
-def _exchange(conn: psycopg.Connection[Any], command: str, what: str, limit: float | None) -> None:
-    """Send one command and read its answer, within *limit* seconds; raise what the server says."""
+def _keep_alive(pgconn: PGconn) -> None:
+    """Have the kernel watch the connection, as far as libpq has not been told how."""
+    try:
+        given = [name for option in pgconn.info if option.val for name in _KEEPALIVES.get(option.keyword, ())]
+        keep_alive(pgconn.socket, leave=given)
+    except psycopg.OperationalError:
+        pass  # closed already; the verdict says so
+
+
+def _exchange(conn: psycopg.Connection[Any], command: str, what: str, limit: float | None) -> list[PGresult]:
+    """Send a message and read its answers, within *limit* seconds; raise what the server says."""
     with _inside(conn, what, limit) as wire:
         wire.send(command)
-        wire.read()
+        return wire.read()
 
 
 @contextmanager
@@ -741,8 +859,8 @@ class _Wire:
             self._wait(write=True)
             pgconn.consume_input()
 
-    def read(self) -> None:
-        """Read all the answers to one message; raise what the server says."""
+    def read(self) -> list[PGresult]:
+        """Read all the answers to one message and return them; raise what the server says."""
         pgconn = self.conn.pgconn
         results: list[PGresult] = []
         while True:
@@ -757,6 +875,7 @@ class _Wire:
         for result in results:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise errors.error_from_result(result, encoding=self.conn.info.encoding)
+        return results
 
     def drop_notifies(self) -> None:
         """Drop what libpq has read and psycopg has not asked for: it was for the last borrower."""

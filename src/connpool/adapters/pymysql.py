@@ -52,6 +52,7 @@ import inspect
 import io
 import re
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from time import monotonic
@@ -64,7 +65,7 @@ from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.protocol import OKPacketWrapper
 
 from connpool.adapter import Fault, Verdict
-from connpool.adapters.sockets import ready, shut_down
+from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
     PoolClosed,
     PoolError,
@@ -140,14 +141,18 @@ _FAULTS = {
     1152: Fault.DEAD,  # ER_ABORTING_CONNECTION
     1184: Fault.DEAD,  # ER_NEW_ABORTING_CONNECTION
     1927: Fault.DEAD,  # ER_CONNECTION_KILLED, MariaDB
+    3032: Fault.DEAD,  # ER_SERVER_OFFLINE_MODE, MySQL
+    3169: Fault.DEAD,  # ER_SESSION_WAS_KILLED, MySQL
     4031: Fault.DEAD,  # ER_CLIENT_INTERACTION_TIMEOUT, MySQL
     _OPTION_PREVENTS_STATEMENT: Fault.DEMOTED,  # if the option is --read-only
     1792: Fault.DEMOTED,  # ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
     1836: Fault.DEMOTED,  # ER_READ_ONLY_MODE
+    1874: Fault.DEMOTED,  # ER_INNODB_READ_ONLY
 }
 # These are a statement's own later on: USE of a database that does not exist is 1049 as well.
 _REFUSALS = {
     1053: Fault.STARTING,  # ER_SERVER_SHUTDOWN
+    3032: Fault.STARTING,  # ER_SERVER_OFFLINE_MODE, MySQL
     1040: Fault.FULL,  # ER_CON_COUNT_ERROR
     1203: Fault.FULL,  # ER_TOO_MANY_USER_CONNECTIONS
     1226: Fault.FULL,  # ER_USER_LIMIT_REACHED
@@ -157,12 +162,29 @@ _REFUSALS = {
     1129: Fault.AUTH,  # ER_HOST_IS_BLOCKED: until somebody unblocks it
     1130: Fault.AUTH,  # ER_HOST_NOT_PRIVILEGED
     1251: Fault.AUTH,  # ER_NOT_SUPPORTED_AUTH_MODE
+    1524: Fault.AUTH,  # ER_PLUGIN_IS_NOT_LOADED
     1698: Fault.AUTH,  # ER_ACCESS_DENIED_NO_PASSWORD_ERROR
+    1820: Fault.AUTH,  # ER_MUST_CHANGE_PASSWORD
     1862: Fault.AUTH,  # ER_MUST_CHANGE_PASSWORD_LOGIN
     3118: Fault.AUTH,  # ER_ACCOUNT_HAS_BEEN_LOCKED, MySQL
     4151: Fault.AUTH,  # ER_ACCOUNT_HAS_BEEN_LOCKED, MariaDB
+    3159: Fault.AUTH,  # ER_SECURE_TRANSPORT_REQUIRED
+    3955: Fault.AUTH,  # ER_USER_ACCESS_DENIED_FOR_USER_ACCOUNT_BLOCKED_BY_PASSWORD_LOCK, MySQL
+    CR.CR_SSL_CONNECTION_ERROR: Fault.AUTH,
     2059: Fault.AUTH,  # CR_AUTH_PLUGIN_CANNOT_LOAD
 }
+# PyMySQL reports a failed handshake with the code of a server that cannot be reached.  That it is the
+# certificates', the server's or ours, OpenSSL's name for the reason tells.
+_CERTIFICATES = re.compile("CERTIFICATE|UNKNOWN_CA")
+
+# PyMySQL's deprecated names, which give way to the others.
+_ALIASES = {"passwd": "password", "db": "database"}
+
+# MySQL's super_read_only sets read_only, too.  Where there is no InnoDB, its variable is missing.
+_ARE_WRITES_REFUSED = (
+    "SELECT @@global.read_only, @@global.innodb_read_only",
+    "SELECT @@global.read_only",
+)
 
 
 def _boolean(text: str) -> bool:
@@ -622,11 +644,7 @@ class PyMySQLAdapter(Generic[C]):
     def __init__(self, *, cursorclass: type[Cursor] | None = None, **params: object) -> None:
         if cursorclass is not None:
             params["cursorclass"] = cursorclass
-        if "defer_connect" in params:
-            raise PoolMisuse("defer_connect: it is the pool that decides when to connect")
-        unknown = sorted(params.keys() - inspect.signature(Connection.__init__).parameters.keys())
-        if unknown:
-            raise PoolMisuse(f"pymysql.connect() has no parameter {', '.join(unknown)}")
+        _refuse_unknown(params)
         self._params: dict[str, Any] = params
         self._callable: Callable[[], C] | None = None
 
@@ -660,11 +678,16 @@ class PyMySQLAdapter(Generic[C]):
 
     # -- opening -------------------------------------------------------------------------------------
 
-    def connect(self, limit: float | None) -> C:
-        """Open a connection within *limit* seconds, the handshake and all addresses together."""
+    def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> C:
+        """Open a connection within *limit* seconds, the handshake and all addresses together.
+
+        *credentials* are parameters of `pymysql.connect`; ``None`` for a value takes the adapter's own
+        away.
+        """
         if self._callable is not None:
             return self._callable()
-        conn: Any = _pooled_class(Connection)(**self._params, defer_connect=True)
+        params = self._with_credentials(credentials) if credentials else self._params
+        conn: Any = _pooled_class(Connection)(**params, defer_connect=True)
         deadline = None if limit is None else monotonic() + limit
         if deadline is None:
             conn.connect()
@@ -684,6 +707,12 @@ class PyMySQLAdapter(Generic[C]):
         _plant_new(conn)
         return cast("C", conn)
 
+    def _with_credentials(self, credentials: Mapping[str, Any]) -> dict[str, Any]:
+        _refuse_unknown(credentials)
+        given = {_ALIASES.get(name, name) for name in credentials}
+        own = {name: value for name, value in self._params.items() if _ALIASES.get(name, name) not in given}
+        return own | {name: value for name, value in credentials.items() if value is not None}
+
     def adopt(self, conn: C) -> object:
         """Give the connection the class that marks what is sent; return its settings."""
         if not isinstance(conn, Connection):
@@ -692,6 +721,8 @@ class PyMySQLAdapter(Generic[C]):
                 " not a pymysql.connections.Connection"
             )
         wire: Any = conn
+        if wire.open:
+            keep_alive(wire._sock.fileno())
         if type(wire) not in _pooled_classes.values():
             try:
                 wire.__class__ = _pooled_class(type(wire))
@@ -782,6 +813,37 @@ class PyMySQLAdapter(Generic[C]):
             conn.ping(reconnect=False)
         if verdict == _CLEAN:
             _plant(conn)
+
+    def idle_limit(self, conn: C, limit: float | None) -> float | None:
+        """Ask for the session's ``wait_timeout``: an interactive one's begins as interactive_timeout."""
+        rows = self._ask_aside(conn, "SELECT @@wait_timeout", limit)
+        return float(rows[0][0] or 0) or None if rows else None
+
+    def writable(self, conn: C, limit: float | None) -> bool:
+        """Ask for ``read_only``; what this user could write all the same does not count."""
+        deadline = None if limit is None else monotonic() + limit
+        for question in _ARE_WRITES_REFUSED:
+            left = None if deadline is None else deadline - monotonic()
+            for row in self._ask_aside(conn, question, left):
+                return all(value in ("0", "OFF", None) for value in row)
+        return True
+
+    def _ask_aside(self, conn: C, question: str, limit: float | None) -> list[list[str | None]]:
+        """Ask for variables, and leave all as if nobody had: no rows if the server does not know them.
+
+        A SELECT without a table neither opens a transaction nor ends one, so what was proven stays so.
+        """
+        wire: Any = conn
+        with _within(conn, limit):
+            known = wire._result, wire._next_seq_id
+            try:
+                rows = _ask(wire, question)
+            except err.MySQLError as exc:
+                if self.fault(exc, dialling=False) is not Fault.ORDINARY:
+                    raise
+                rows = []
+            wire._result, wire._next_seq_id = known
+        return rows
 
     def begin(self, conn: C) -> None:
         """Send BEGIN."""
@@ -877,11 +939,29 @@ class PyMySQLAdapter(Generic[C]):
         """Shut the socket down, which ends a call that another thread is in, and close."""
         _cut(conn)
 
+    def forget(self, conn: C) -> None:
+        """Let the descriptor lead nowhere, and have PyMySQL say to everybody that it is closed."""
+        wire: Any = conn
+        try:
+            sock, result = wire._sock, wire._result
+            if sock is None:
+                return
+            disconnect(sock.fileno)
+            # Not with `_cut`: it shuts the session down, should the descriptor still lead to it.
+            _parents.append((sock, wire._rfile))
+            wire._sock, wire._rfile = None, io.BytesIO()
+            if result is not None and result.unbuffered_active:
+                result.__class__ = _Abandoned
+        except Exception:
+            pass  # the fork came in the middle of an opening or closing; it leads nowhere all the same
+
     # -- faults --------------------------------------------------------------------------------------
 
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
         """Classify by the error code, the server's or PyMySQL's own."""
         if isinstance(exc, PoolError) or not isinstance(exc, err.MySQLError):
+            if dialling and isinstance(exc, ssl.SSLError | FileNotFoundError | PermissionError):
+                return Fault.AUTH  # a file of certificates or keys: PyMySQL wraps what the network does
             return Fault.DEAD if dialling and isinstance(exc, OSError) else Fault.ORDINARY
         code = exc.args[0] if exc.args else None
         if not isinstance(code, int):
@@ -891,11 +971,24 @@ class PyMySQLAdapter(Generic[C]):
         if isinstance(exc, err.InterfaceError) and code == 0:
             return Fault.DEAD  # the connection was closed before the statement
         if dialling:
+            if isinstance(failure := getattr(exc, "original_exception", None), ssl.SSLError):
+                verified = isinstance(failure, ssl.SSLCertVerificationError)
+                if verified or _CERTIFICATES.search(getattr(failure, "reason", None) or ""):
+                    return Fault.AUTH
             unknown = Fault.DEAD if isinstance(exc, err.OperationalError) else Fault.ORDINARY
             return _REFUSALS.get(code) or _FAULTS.get(code, unknown)
         if code == _OPTION_PREVENTS_STATEMENT and not _READ_ONLY.search(str(exc.args[-1])):
             return Fault.ORDINARY  # --secure-file-priv and other options have this code as well
         return _FAULTS.get(code, Fault.ORDINARY)
+
+
+def _refuse_unknown(params: Mapping[str, object]) -> None:
+    """Raise if PyMySQL does not know one of the names; their values are not shown."""
+    if "defer_connect" in params:
+        raise PoolMisuse("defer_connect: it is the pool that decides when to connect")
+    unknown = sorted(params.keys() - inspect.signature(Connection.__init__).parameters.keys())
+    if unknown:
+        raise PoolMisuse(f"pymysql.connect() has no parameter {', '.join(unknown)}")
 
 
 def _params_from_url(url: str) -> dict[str, Any]:
@@ -1031,6 +1124,13 @@ def _shorter(seconds: float | None, limit: float | None) -> float | None:
         return seconds
     limit = max(limit, 0.001)
     return limit if seconds is None else min(seconds, limit)
+
+
+_parents: list[object] = []
+"""In a forked child, what the parent's connections were made of.
+
+A thread of his may have been reading: the buffered reader is locked for ever then, and must not be closed.
+"""
 
 
 def _cut(conn: Any) -> None:

@@ -16,6 +16,17 @@ said in ``on_connect``, which runs once for each connection::
         conn.execute("PRAGMA foreign_keys = ON")
 
     pool = create_pool("sqlite:///app.db", on_connect=on_connect)
+
+A forked child must neither use nor close what its parent has opened
+(https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_), so there
+these connections refuse everything, and are kept for ever.  But SQLite itself remembers in the child
+which locks the process has, and they are the parent's alone.  A connection that the child opens then
+believes in locks that it does not have.  With a file in WAL mode, where open connections always have
+one, this loses data: when the parent closes its last, SQLite finds no lock, and deletes the log that the
+child goes on writing to (tried: what it commits from then on is gone).  So a file that was in WAL mode,
+or in a transaction, when the process forked is refused in the child.  Close the pool before the fork, or
+use it only in the children.  Any other file is opened anew, and of a database in memory the child
+gets a copy, as of all memory.
 """
 
 from __future__ import annotations
@@ -23,6 +34,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 import sqlite3
 import sys
 import threading
@@ -30,7 +42,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from ..adapter import Adapter, Fault, Verdict
@@ -43,7 +55,7 @@ from ..errors import (
     PoolUnavailable,
 )
 from ..reset import Part
-from .dbapi import Aborted
+from .dbapi import OF_THE_PARENT, Aborted
 
 # An enum's member is looked up by a descriptor of its class: too dear for every release.
 _CLEAN: Final = Verdict.CLEAN
@@ -198,6 +210,9 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
     ) -> None:
         self._connect = connect
         self._path = path
+        self._place = path if anchored else ""
+        read_only = _READ_ONLY.search(path) if path.startswith("file:") else None
+        self._read_only = read_only is not None
         self._anchored = anchored
         self.bounded = bounded
         self._examined = False
@@ -205,14 +220,28 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         self._aborted = Aborted(own=_own_references)
         self._anchors: list[sqlite3.Connection] = []
         weakref.finalize(self, _let_go, self._aborted, self._anchors)
+        _adapters.add(self)
 
     def __repr__(self) -> str:
         if self._anchored:
             return "<SQLiteAdapter in memory>"
         return f"<SQLiteAdapter for {self._path or 'a callable'!r}>"
 
-    def connect(self, limit: float | None) -> sqlite3.Connection:  # noqa: ARG002
-        """Open a connection.  It takes no lock on the database, so nothing needs a limit."""
+    def connect(
+        self,
+        limit: float | None,  # noqa: ARG002
+        credentials: Mapping[str, Any] | None = None,
+    ) -> sqlite3.Connection:
+        """Open a connection.  It takes no lock on the database, so nothing needs a limit.
+
+        Raises:
+            PoolMisuse: There are *credentials*: nobody asks for them.  Or the process is a forked child,
+                and must not open this database.
+        """
+        if credentials and self.bounded:
+            raise PoolMisuse("sqlite3 has no credentials: leave credentials= out")
+        if self._place in _unsafe:
+            raise PoolMisuse(_unsafe[self._place])
         self._aborted.sweep()
         if self._anchored and not self._anchors:
             with self._lock:
@@ -233,9 +262,12 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             self.sees_transactions = False
             if not conn.in_transaction:
                 conn.execute("BEGIN")  # on_connect has chosen this mode: see `_end`
-        if not self._examined:
+        if not self._examined or _unsafe:
             try:
-                self._examined = self._examine(conn)
+                self._place = _place(conn) or self._path
+                if self._place in _unsafe:
+                    raise PoolMisuse(_unsafe[self._place])
+                self._examined = self._examined or self._examine(conn)
             except PoolMisuse:
                 conn.close()  # here, because it may be that no other thread can
                 raise
@@ -350,12 +382,36 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
 
     def ping(self, conn: sqlite3.Connection, limit: float | None) -> None:  # noqa: ARG002
         """Run a statement.  It reads no table, so that it waits for no lock."""
+        self._refuse(conn)
         if id(conn) in self._aborted:
             raise sqlite3.OperationalError("the connection was aborted")
         conn.execute(_NOTHING)
 
+    def idle_limit(self, conn: sqlite3.Connection, limit: float | None) -> float | None:  # noqa: ARG002
+        """Return ``None``: there is no server that could end a session."""
+        return None
+
+    def writable(self, conn: sqlite3.Connection, limit: float | None) -> bool:  # noqa: ARG002
+        """Tell whether the database takes writes, as far as that shows without a lock.
+
+        No, if it was opened with ``mode=ro`` or ``immutable`` by this adapter, if ``query_only`` is on,
+        or if the file does not let itself be written: SQLite then opens it for reading.
+        """
+        self._refuse(conn)
+        if self._read_only:
+            return False
+        try:
+            ((query_only,),) = _rows(conn, "PRAGMA query_only")
+            file = _place(conn)
+        except sqlite3.Error as exc:
+            if self.fault(exc, dialling=False) is Fault.DEAD:
+                raise
+            return True  # an authorizer forbids to ask
+        return not query_only and (not file or os.access(file, os.W_OK) or not os.access(file, os.F_OK))
+
     def begin(self, conn: sqlite3.Connection) -> None:
         """Send BEGIN, of the kind that the connection's ``isolation_level`` names."""
+        self._refuse(conn)
         if _mode(conn) is not False:  # else one is open at any time
             conn.execute(f"BEGIN {conn.isolation_level or ''}")
 
@@ -373,6 +429,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         The method does nothing with autocommit=True.  With autocommit=False it begins the next one:
         for a pool of other connections, one of which was put into this mode, that would never be rest.
         """
+        self._refuse(conn)
         mode = _mode(conn)
         if mode is True or (mode is False and self.sees_transactions):
             if conn.in_transaction:
@@ -385,6 +442,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
 
     def restore(self, conn: sqlite3.Connection, baseline: Any, limit: float | None) -> None:  # noqa: ARG002
         """Put back the row factory, the text factory, and how transactions begin; commit nothing."""
+        self._refuse(conn)
         row_factory, text_factory, level, mode = baseline
         conn.row_factory = row_factory
         conn.text_factory = text_factory
@@ -426,6 +484,8 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
 
     def close(self, conn: sqlite3.Connection, limit: float | None) -> None:  # noqa: ARG002
         """Close; what is not committed is lost."""
+        if id(conn) in self._aborted.kept:
+            return
         self._aborted.pop(id(conn), None)
         self._aborted.sweep()
         _close(conn)
@@ -436,12 +496,44 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         Closing it under a statement of another thread crashes the interpreter.  What the interrupt
         does not end is a statement that waits for a lock: that one ends with ``timeout``.
         """
+        if id(conn) in self._aborted.kept:
+            return
         self._aborted[id(conn)] = conn
         try:
             conn.interrupt()
         except sqlite3.Error:
             pass  # closed already
         self._aborted.sweep()
+
+    def forget(self, conn: sqlite3.Connection) -> None:
+        """Have the connection refuse everything, and keep it for ever, for its locks are the parent's.
+
+        It is not touched but for the one attribute that is a mere field of SQLite's.  A connection of
+        the very class `sqlite3.Connection` cannot be made to refuse: then only the adapter does.
+        """
+        try:
+            if conn.in_transaction:
+                _unsafe.setdefault(self._place, _WAS_IN_TRANSACTION)
+            elif self._place and Path(f"{self._place}-wal").exists():
+                _unsafe.setdefault(self._place, _WAS_IN_WAL)
+        except Exception:
+            pass  # closed already
+        try:
+            self._aborted.keep(conn)
+            conn.__class__ = _refusing(type(conn))
+        except Exception:
+            pass
+
+    def _refuse(self, conn: sqlite3.Connection) -> None:
+        if id(conn) in self._aborted.kept:
+            raise sqlite3.ProgrammingError(OF_THE_PARENT)
+
+    def _begin_anew(self) -> None:
+        """In a forked child: nobody has the lock, and the anchor is the parent's."""
+        self._lock = threading.Lock()
+        for anchor in self._anchors:
+            self._aborted.keep(anchor)
+        self._anchors.clear()
 
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
         """Judge by SQLite's result code.
@@ -452,10 +544,12 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         code = getattr(exc, "sqlite_errorcode", None)
         if code is not None and (code == sqlite3.SQLITE_READONLY_DBMOVED or code & 0xFF in _DEAD):
             return Fault.DEAD
-        if isinstance(exc, sqlite3.ProgrammingError) and "closed database" in str(exc):
+        if isinstance(exc, sqlite3.ProgrammingError) and (
+            "closed database" in str(exc) or str(exc) == OF_THE_PARENT
+        ):
             return Fault.DEAD
-        if dialling and isinstance(exc, sqlite3.Error):
-            return Fault.DEAD
+        if dialling and isinstance(exc, sqlite3.Error) and not isinstance(exc, PoolError):
+            return Fault.AUTH if code is not None and code & 0xFF in _REFUSED else Fault.DEAD
         return Fault.ORDINARY
 
 
@@ -490,6 +584,62 @@ def _close(conn: sqlite3.Connection) -> None:
 
 
 _DEAD: Final = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
+# What a dial cannot cure.  The last is also what a wrong key looks like, where there is encryption.
+_REFUSED: Final = frozenset((sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOTADB))
+
+_READ_ONLY: Final = re.compile(r"[?&](mode=ro|immutable=(1|yes|true|on))(&|#|$)", re.IGNORECASE)
+
+
+# -- forked children ---------------------------------------------------------------------------------
+
+_adapters: weakref.WeakSet[SQLiteAdapter] = weakref.WeakSet()
+
+_unsafe: dict[str, str] = {}
+"""In a forked child: the databases that it must not open, and why."""
+
+_WAS_IN_WAL: Final = (
+    "this process is a forked child, and its parent had connections to this sqlite database, which is in WAL "
+    "mode: what the child commits could be lost; close the pool before the fork, or use it only afterwards"
+)
+_WAS_IN_TRANSACTION: Final = (
+    "this process is a forked child, and its parent was in a transaction of this sqlite database: here that "
+    "would never end; fork when no connection is lent, or use the pool only afterwards"
+)
+
+
+def _place(conn: sqlite3.Connection) -> str:
+    """Return the path of the main database's file; none in memory."""
+    for _, name, file in _rows(conn, "PRAGMA database_list"):
+        if name == "main" and file:
+            return str(Path(file).resolve())
+    return ""
+
+
+def _refusing(klass: type[sqlite3.Connection]) -> type[sqlite3.Connection]:
+    """Return a class for a connection that may not be used; to close it does nothing."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise sqlite3.ProgrammingError(OF_THE_PARENT)
+
+    def close(_: object) -> None:
+        pass
+
+    names: dict[str, Any] = {"__slots__": (), "__call__": refuse, "__enter__": refuse, "__exit__": refuse}
+    for name, what in vars(sqlite3.Connection).items():
+        if name.startswith("_") or isinstance(what, type):
+            continue
+        names[name] = refuse if callable(what) else property(refuse, refuse)
+    names["close"] = close
+    return type(klass.__name__, (klass,), names)
+
+
+def _begin_anew_in_child() -> None:
+    for adapter in list(_adapters):
+        adapter._begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 def _memory() -> str:

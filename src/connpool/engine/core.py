@@ -10,7 +10,7 @@ Rules
 
 Invariants
 ----------
-* At rest an idle entry and a live waiter never coexist.
+* At rest an idle entry and a live waiter never coexist, unless the pool is suspended.
 * ``size == idle + in use + opening + validating + closing``, and no dial begins that would make the
   size exceed `max_size`.  The size is ``len(slots)``, never a counter.
 * An entry has exactly one owner: the idle stack, a lease, a waiter's outcome or a flow's local variable.
@@ -71,8 +71,11 @@ BATCH: Final = 1000
 """Durations an entry collects before they are folded into the histogram, under the lock."""
 
 
-_DEATHS: Final = frozenset({Reason.DEAD, Reason.BROKEN, Reason.RESET_FAILED})
-"""Reasons that may have befallen other connections in the same moment."""
+_DEATHS: Final = frozenset({Reason.DEAD, Reason.SILENT, Reason.BROKEN, Reason.RESET_FAILED})
+"""Reasons that may have befallen other connections in the same moment: sockets are looked at for a while."""
+
+_LOSSES: Final = frozenset({Reason.DEAD, Reason.SILENT})
+"""Reasons for which the server is asked about each connection that has not been heard of since."""
 
 
 def locked(
@@ -138,6 +141,11 @@ class Core(Generic[C]):
         self.last_error: BaseException | None = None
         self.ever_opened = False
         self.alarmed_until = 0.0  # a connection was found dead: look at the others before lending them
+        self.suspect_at = -inf  # one was lost then: an older word of a server counts no more
+        self.suspended = False
+        self.refill = 0  # connections to be opened in place of evicted ones
+        self.asker: Slot | None = None  # the dial that asks for credentials ...
+        self.asking: list[Waiter] = []  # ... and who waits for its answer
         self.totals = Totals()
         self.waits: list[float] = []  # seconds of queued acquires, not folded yet; appended without the lock
         self._gate = Waiter(lambda: None)
@@ -163,7 +171,8 @@ class Core(Generic[C]):
         if waiter.ticket is None:
             bound = self.options.max_waiting
             room = max(0, self.max_size - self.available())  # they wait for a dial, not for each other
-            if bound is not None and len(waiters) >= bound + room and not self.idle:
+            served = self.idle and not self.suspended
+            if bound is not None and self._waiting() >= bound + room and not served:
                 self.totals.overloads += 1
                 waiter.outcome = Refusal.OVERLOADED
                 return waiter.outcome
@@ -251,7 +260,7 @@ class Core(Generic[C]):
     def _fail_waiters(self, outcome: object) -> None:
         """Give everybody in the queue the same outcome.  Lock held."""
         waiters = self.waiters
-        first = int(self.closed)  # behind the gate
+        first = int(bool(waiters) and waiters[0] is self._gate)
         while len(waiters) > first:
             waiter = waiters[first]
             if waiter.outcome is None:
@@ -271,7 +280,23 @@ class Core(Generic[C]):
         """Discard an entry: its owner lets go of it, its connection is to be closed."""
         if reason in _DEATHS:
             self.alarmed_until = now + upkeep.ALARM
+        if reason in _LOSSES:
+            self._suspect(now)
         self._retire(entry, reason)
+        if reason is Reason.SILENT:
+            # No answer at all: to wait for each of the others' would use up everybody's time.
+            self._sweep_if(lambda other: other.proven_at < self.suspect_at, reason)
+        elif reason is Reason.DEMOTED:
+            self._doom(self._entries(), reason)
+            self._sweep()
+
+    def _suspect(self, now: float) -> None:
+        """Have the server asked before anything is lent that was not heard of since.  Lock held."""
+        self.suspect_at = now
+        for entry in self._entries():
+            entry.warm_until = -inf  # publish: a release that comes later is a flow's ...
+        for entry in self._idle_now():
+            entry.check_at = -inf  # ... then sweep
 
     def _retire(self, entry: Entry[C], reason: Reason) -> None:
         """Move the slot of an entry to closing, once.  Lock held."""
@@ -296,6 +321,7 @@ class Core(Generic[C]):
         """
         if slot not in self.closing:
             slot.entry_ref = slot.conn_ref = None  # nobody needs to hear of their end any more
+            slot.validating = False
             self.closing[slot] = None
             if slot.opened:
                 self.totals.discards[slot.reason] += 1
@@ -308,7 +334,7 @@ class Core(Generic[C]):
         if slot is None or not isinstance(entry, Entry) or entry in self.idle:
             return False
         entry.doomed = Reason.DETACHED
-        entry.expires = -inf  # sends its release to the flows
+        entry.warm_until = -inf  # sends its release to the flows
         self.bare.pop(slot.bare, None)
         self._free(slot, Reason.DETACHED)
         return True
@@ -360,11 +386,11 @@ class Core(Generic[C]):
 
     def _demand(self) -> int:
         """Return the number of connections that are missing, dials under way not counted."""
-        if self.closed:
+        if self.closed or self.suspended:
             return 0
         wanted = max((watcher.wanted for watcher in self._watchers), default=0)
         missing = len(self.waiters) + max(0, self.min_idle - len(self.idle))
-        return max(missing, wanted - self.available())
+        return max(missing, wanted - self.available(), self.refill)
 
     @locked
     def plan(self, now: float, until: float) -> Entry[C] | None:
@@ -410,6 +436,7 @@ class Core(Generic[C]):
         self.opening.pop(slot, None)
         slot.until = inf
         self.failures = self.abandoned = 0
+        self.refill = max(0, self.refill - 1)
         self.last_error = None
         self.retry_at = 0.0
         self.ever_opened = True
@@ -442,6 +469,7 @@ class Core(Generic[C]):
             return  # struck after it had succeeded
         self.totals.dial_failures += 1
         self.failures += 1
+        self.refill = 0  # whoever needs one asks for it
         self.last_error = error
         self.retry_at = now + upkeep.pause(self.failures, waiting=bool(self.waiters), chance=chance)
         self._discard_dial(slot)
@@ -552,8 +580,16 @@ class Core(Generic[C]):
 
     @locked
     def unlimit(self, slot: Slot) -> bool:
-        """Note that the call has returned; return whether it was cut off."""
-        return self.limited.pop(slot, None) is None and slot in self.slots  # or the hook has detached it
+        """Note that the call has returned; return whether it was cut off.
+
+        The cut may be still to come, whatever the connection looks like: nobody must be lent it any more.
+        """
+        if self.limited.pop(slot, None) is not None or slot not in self.slots:  # the hook has detached it
+            return False
+        entry = slot.entry_ref and slot.entry_ref()
+        if isinstance(entry, Entry):
+            entry.doomed = entry.doomed or Reason.BROKEN
+        return True
 
     @locked
     def overstayed(self, now: float) -> list[object]:
@@ -573,6 +609,8 @@ class Core(Generic[C]):
         for entry in self._idle_now():  # from the bottom: the longest idle first
             if now >= entry.expires:
                 reason = Reason.LIFETIME
+            elif now >= entry.heard_at() + entry.idle_limit:
+                reason = Reason.SERVER_LIMIT
             elif timeout is not None and spare > 0 and now >= entry.idle_since + timeout:
                 reason = Reason.IDLE
             else:
@@ -599,8 +637,11 @@ class Core(Generic[C]):
         if timeout is not None:
             instants += [entry.idle_since + timeout for entry in idle[: max(0, len(idle) - self.min_idle)]]
         instants += [entry.expires for entry in idle]
+        instants += [entry.heard_at() + min(entry.idle_limit, entry.ping_every) for entry in idle]
         if self.available() > len(idle):  # those in use may be idle next, and nobody will tell
-            instants += [entry.expires for entry in self._entries() if entry.expires > now]
+            entries = self._entries()
+            instants += [entry.expires for entry in entries if entry.expires > now]
+            instants += [now + min(entry.idle_limit, entry.ping_every) for entry in entries]
             instants += [now + timeout] if timeout is not None else []
         if self.min_idle and self.slots:
             instants.append(now + upkeep.MIN_IDLE_CHECK)
@@ -616,10 +657,100 @@ class Core(Generic[C]):
                 continue
 
     @locked
-    def evict(self) -> None:
-        """Doom every connection there is: idle ones now, others when they come back or arrive."""
-        self._doom(self._entries(), Reason.EVICTED)
-        self._sweep()
+    def next_to_ping(self, now: float) -> Entry[C] | None:
+        """Take an idle entry whose server is to be asked, so that it stays; `give_back` it then."""
+        for entry in self._idle_now():
+            if not entry.doomed and now >= entry.heard_at() + entry.ping_every:
+                try:
+                    self.idle.remove(entry)
+                except ValueError:
+                    continue  # lent meanwhile
+                entry.slot.validating = True
+                return entry
+        return None
+
+    @locked
+    def give_back(self, entry: Entry[C]) -> None:
+        """Put an entry back that was taken by `next_to_ping`: nobody has used it."""
+        entry.slot.validating = False
+        if entry.doomed:
+            self._retire(entry, entry.doomed)
+        else:
+            self.idle.appendleft(entry)
+            self._match()
+
+    @locked
+    def evict(self, now: float = 0.0, over: float = 0.0) -> None:
+        """Doom every connection there is: idle ones now, others when they come back or arrive.
+
+        With *over* each one's lifetime ends within so many seconds instead, one after the other.
+        """
+        entries = [entry for entry in self._entries() if not entry.doomed]
+        if not over:
+            self.refill = min(len(self.idle), self.max_size)
+            self._doom(entries, Reason.EVICTED)
+            self._sweep()
+            return
+        self._doom([entry for entry in entries if not entry.slot.opened], Reason.EVICTED)
+        opened = [entry for entry in entries if entry.slot.opened]
+        for number, entry in enumerate(opened):
+            entry.expires = min(entry.expires, now + over * (number + 1) / len(opened))
+            entry.warm_until = min(entry.warm_until, entry.expires)  # publish ...
+        for entry in self._idle_now():
+            entry.check_at = min(entry.check_at, entry.expires)  # ... then sweep
+
+    @locked
+    def suspend(self) -> None:
+        """Serve nobody until `resume`; who comes waits."""
+        self.suspended = not self.closed
+        if not self.waiters or self.waiters[0] is not self._gate:
+            self.waiters.appendleft(self._gate)
+
+    @locked
+    def resume(self) -> None:
+        """Serve callers again, those that wait first."""
+        if self.suspended:
+            self.suspended = False
+            if self.waiters and self.waiters[0] is self._gate:
+                self.waiters.popleft()
+            self._match()
+
+    @locked
+    def hopeless(self, deadline: float) -> bool:
+        """Tell whether nobody can be served before an instant: nothing is there, and no dial will be."""
+        nothing = len(self.slots) == len(self.closing)
+        return nothing and self.retry_at > deadline and not self.suspended
+
+    @locked
+    def lent(self) -> list[object]:
+        """Return the connections in other hands, as far as they are known."""
+        idle = {id(entry.slot) for entry in self._idle_now()}
+        slots = [slot for slot in self.slots if slot.opened and slot not in self.closing]
+        found = [slot.conn or (slot.conn_ref and slot.conn_ref()) for slot in slots if id(slot) not in idle]
+        return [conn for conn in found if conn is not None]
+
+    @locked
+    def ask(self, slot: Slot, waiter: Waiter) -> bool:
+        """Tell whether a dial is the one to ask for credentials; else its waiter is woken for them.
+
+        A dial that was given up, or lost, asks no more, whatever its provider does.
+        """
+        if self.asker is None or self.asker not in self.opening:
+            self.asker = slot
+            return True
+        if waiter not in self.asking:
+            self.asking.append(waiter)
+        return False
+
+    @locked
+    def answered(self, slot: Slot, outcome: object) -> None:
+        """Give everybody who waits for credentials what came of it."""
+        if self.asker is slot:
+            self.asker = None
+        waiters, self.asking = self.asking, []
+        for waiter in waiters:
+            waiter.outcome = outcome
+            waiter.wake()
 
     @locked
     def resize(self, max_size: int, min_idle: int) -> None:
@@ -644,6 +775,7 @@ class Core(Generic[C]):
     def shut(self) -> None:
         """Close the pool: nobody is served any more, and whatever comes back is closed."""
         self.closed = True
+        self.suspended = False
         if not self.waiters or self.waiters[0] is not self._gate:  # or an interrupt struck the last time
             self.waiters.appendleft(self._gate)  # publish: from here on every caller takes the flows
         self._doom(self._entries(), Reason.CLOSED)
@@ -665,13 +797,17 @@ class Core(Generic[C]):
 
     def _sweep(self) -> None:
         """Retire the doomed among the idle entries.  Lock held."""
+        self._sweep_if(lambda entry: entry.doomed is not None)
+
+    def _sweep_if(self, condition: Callable[[Entry[C]], bool], reason: Reason = Reason.BROKEN) -> None:
+        """Retire idle entries, each for what it is doomed for or else for *reason*.  Lock held."""
         for entry in self._idle_now():
-            if entry.doomed:
+            if condition(entry):
                 try:
                     self.idle.remove(entry)
                 except ValueError:
                     continue  # taken meanwhile; the taker looks at `doomed` itself
-                self._retire(entry, entry.doomed)
+                self._retire(entry, entry.doomed or reason)
 
     @locked
     def watch(self, watcher: Watcher) -> None:
@@ -729,10 +865,15 @@ class Core(Generic[C]):
         """Return the state of the pool in a few words, for messages."""
         idle = len(self.idle)
         in_use = max(0, self.available() - idle)
-        waiting = len(self.waiters) - self.closed
+        waiting = self._waiting()
         return (
-            f"{in_use} of {self.max_size} in use, {idle} idle, {len(self.opening)} opening, {waiting} waiting"
+            f"{'suspended, ' if self.suspended else ''}{in_use} of {self.max_size} in use, {idle} idle, "
+            f"{len(self.opening)} opening, {waiting} waiting"
         )
+
+    def _waiting(self) -> int:
+        """Return the number of callers in the queue.  Lock held."""
+        return len(self.waiters) - (self.closed or self.suspended)
 
     @locked
     def snapshot(self, name: str) -> PoolStats:
@@ -755,7 +896,7 @@ class Core(Generic[C]):
             opening=len(self.opening),
             validating=validating,
             closing=len(self.closing),
-            waiting=len(self.waiters) - self.closed,
+            waiting=self._waiting(),
             acquires=use.count + gone + in_use,
             releases=use.count + gone,
             waits=wait.count,

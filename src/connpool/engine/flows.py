@@ -16,14 +16,14 @@ Rules for a flow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar
 
-from ..adapter import Adapter, Fault, Verdict, adapter_for
+from ..adapter import Adapter, Credentials, Fault, Verdict, adapter_for
 from ..errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
 from ..reset import Part, steps
 from . import upkeep
@@ -51,6 +51,9 @@ class Step(Enum):
 
     CONNECT = "connect"
     ADOPT = "adopt"
+    CREDENTIALS = "credentials"
+    IDLE_LIMIT = "idle_limit"
+    WRITABLE = "writable"
     REMEMBER = "remember"
     PING = "ping"
     BEGIN = "begin"
@@ -100,7 +103,14 @@ class Report:
     origin: object
 
 
-Operation: TypeAlias = Park | Call | Start | Watch | Report
+@dataclass(slots=True)
+class Tell:
+    """Tell the operator of something that is no error."""
+
+    text: str
+
+
+Operation: TypeAlias = Park | Call | Start | Watch | Report | Tell
 Flow: TypeAlias = Generator[Operation, Any, R]
 
 Ending: TypeAlias = Literal["commit", "rollback"]
@@ -126,6 +136,7 @@ class Flows(Generic[C]):
         self.core = core
         self.name = name
         self.adapter: Adapter[C] | None = None
+        self._told = False  # that the server's own limit is shorter than ours
         self._clock = clock
         self._chance = chance
         self._waiter = waiter
@@ -149,6 +160,28 @@ class Flows(Generic[C]):
             raise TypeError(
                 f"a pool needs an adapter, or a callable that returns a connection; got {kind}{url}"
             )
+        if options.credentials is not None and not (self.adapter and self.adapter.bounded):
+            raise TypeError(
+                "credentials= needs an adapter made of parameters or a URL; a callable finds its own"
+            )
+
+    def inherit(self, core: Core[C]) -> list[object]:
+        """Go on with another core, in a forked child; return the parent's connections, disconnected.
+
+        What is lent at that moment is refused: its session is the parent's.
+        """
+        old, self.core = self.core, core
+        found: list[object] = []
+        for slot in list(old.slots):
+            entry = slot.entry_ref and slot.entry_ref()
+            if isinstance(entry, Entry):
+                entry.doomed = Reason.INHERITED
+                entry.warm_until = -inf  # sends its release to the flows
+            conn: Any = slot.conn or (slot.conn_ref and slot.conn_ref())
+            if conn is not None and self.adapter is not None:
+                self.adapter.forget(conn)
+                found.append(conn)
+        return found
 
     # -- acquire -------------------------------------------------------------------------------------
 
@@ -219,7 +252,7 @@ class Flows(Generic[C]):
             if core.owes() or looking:
                 yield from self.follow_up(waiter, deadline)
             if waiter.outcome is None:
-                if deadline is not None and self._clock() >= deadline:
+                if deadline is not None and (self._clock() >= deadline or core.hopeless(deadline)):
                     outcome = core.leave(waiter, timed_out=True)
                     break
                 yield Park(waiter, deadline)
@@ -241,6 +274,8 @@ class Flows(Generic[C]):
         """Return why an entry must not be lent, or ``None``; the cheapest question comes first."""
         if entry.doomed:
             return entry.doomed
+        if self._clock() >= entry.expires:
+            return Reason.LIFETIME
         adapter = self._adapter()
         collected = entry.pending is not None
         if collected:  # before any probe: the answer makes the socket readable
@@ -248,36 +283,53 @@ class Flows(Generic[C]):
             if reason is not None:
                 return reason
         now = self._clock()
-        idle = now - entry.idle_since
-        fresh = idle < self._quiet(entry) and now < entry.expires
+        core, options = self.core, self.core.options
+        idle = now - entry.heard_at()
+        if idle >= entry.idle_limit:
+            return Reason.SERVER_LIMIT
+        suspect = entry.proven_at < core.suspect_at
+        fresh = idle < self._quiet(entry) and not suspect
         # An alarm is not about connections that were opened since and never lent: a driver whose new
         # sockets are readable would never lend anything again.
-        alarmed = now < self.core.alarmed_until and entry.lent_at
+        alarmed = now < core.alarmed_until and entry.lent_at
         # The answer to a reset is as old as the connection is idle; a look tells whether it lives still.
         if fresh and not alarmed and not collected:
             return None
-        if now >= entry.expires:
-            return Reason.LIFETIME
-        options = self.core.options
         left = None if deadline is None else deadline - now
-        hurried = False
+        limit = upkeep.ping_limit(left, options.reset_timeout)
         entry.slot.validating = True
         try:
-            look = options.probe_after is not None and (fresh or idle >= options.probe_after)
+            look = options.probe_after is not None and (fresh or suspect or idle >= options.probe_after)
             if look and not adapter.alive(entry.conn):
                 return Reason.DEAD
+            ask = options.ping_after is not None and (suspect or idle >= options.ping_after)
             # With no time left the probe has to do: to fail beside an idle connection would help nobody.
-            if options.ping_after is not None and idle >= options.ping_after and (left is None or left > 0):
-                limit = upkeep.step_limit(left, options.reset_timeout)
-                hurried = limit != options.reset_timeout
+            asked = ask and (limit is None or limit > 0)
+            if asked:
                 yield Call(Step.PING, adapter.ping, entry.conn, limit)
         except Exception:
-            # The count of discards tells; the caller gets another connection.  It proves no death that
-            # there was less time for the answer than a healthy server may take.
-            return Reason.UNANSWERED if hurried else Reason.DEAD
+            # The count of discards tells; the caller gets another connection.
+            return self._silence(now, limit)
         finally:
             entry.slot.validating = False
+        if asked or (suspect and not ask):
+            self._prove(entry, now)
         return None
+
+    def _silence(self, since: float, limit: float | None) -> Reason:
+        """Return what a ping proves that failed: its server was not heard of since an instant."""
+        if limit is None or limit <= 0 or self._clock() - since < limit:
+            return Reason.DEAD  # said so, or the probe did
+        # Silence is no proof if there was less time than a healthy server may take.
+        return Reason.SILENT if limit >= upkeep.PATIENCE else Reason.UNANSWERED
+
+    def _prove(self, entry: Entry[C], instant: float) -> None:
+        """Note that the server has answered to something that was sent at an instant."""
+        entry.proven_at = instant
+        entry.warm_until = entry.expires  # publish ...
+        # ... then look.  The warm path knows one limit of idleness; a shorter one is the flows'.
+        if instant < self.core.suspect_at or entry.idle_limit < self.look_after:
+            entry.warm_until = -inf
 
     def _collect(self, entry: Entry[C], adapter: Adapter[C], deadline: float | None) -> Flow[Reason | None]:
         """Read the answer to the reset that was sent when the entry came back."""
@@ -294,6 +346,7 @@ class Flows(Generic[C]):
         finally:
             entry.slot.validating = False
         entry.pending = None
+        self._prove(entry, entry.idle_since)  # when it was sent
         return _UNFIT.get(self._settled(entry, adapter), Reason.BROKEN)
 
     # -- the return path -----------------------------------------------------------------------------
@@ -304,7 +357,7 @@ class Flows(Generic[C]):
         *error* is the exception that ended the borrower's block; nothing of ours replaces it.
         """
         core, adapter = self.core, self._adapter()
-        if entry.doomed is Reason.DETACHED:
+        if entry.doomed in _NOT_OURS:
             return
         held = self._clock() - entry.lent_at
         failure: Exception | None = None
@@ -313,15 +366,22 @@ class Flows(Generic[C]):
             blamed = error
             if ending == "commit" and error is None:
                 if verdict in _OPEN:
-                    failure = yield from self._commit(entry.conn, adapter, verdict)
+                    sent = self._clock()
+                    failure = yield from self._commit(entry.slot, entry.conn, adapter, verdict)
                     if failure is None:
+                        self._prove(entry, sent)
                         verdict = self._settled(entry, adapter)
+                    elif isinstance(failure, PoolTimeout):
+                        verdict = Verdict.BROKEN  # it is being cut, whatever it looks like
                     else:  # the borrower's; the connection is still ours
                         verdict = adapter.verdict(entry.conn, entry.baseline)
                 elif verdict == Verdict.BROKEN:
                     failure = self._error(PoolMisuse, _CUT_SHORT)
                 blamed = failure
-            reason, complaint = yield from self._reset(entry, adapter, verdict, blamed)
+            complaint = None
+            reason = yield from self._blame(entry, adapter, verdict, blamed)
+            if reason is None:
+                reason, complaint = yield from self._reset(entry, adapter, verdict, blamed)
         except BaseException:
             entry.holds.append(held)
             core.retire(entry, Reason.BROKEN, self._clock())
@@ -348,11 +408,23 @@ class Flows(Generic[C]):
             finally:  # else the traceback and this frame would keep each other alive
                 failure = complaint = blamed = None
 
-    def begin(self, conn: C) -> Flow[None]:
-        """Open a transaction for a borrower."""
-        yield Call(Step.BEGIN, self._adapter().begin, conn)
+    def begin(self, slot: Slot, conn: C) -> Flow[None]:
+        """Open a transaction for a borrower, within `reset_timeout`."""
+        timeout = self.core.options.reset_timeout
+        until = None if timeout is None else self._clock() + timeout
+        call = self._call(Step.BEGIN, self._adapter().begin, conn)
+        failure, cut = yield from self._cut_at(until, slot, call)
+        if cut:
+            cause = failure
+            failure = self._error(PoolTimeout, f"no answer to BEGIN within reset_timeout={timeout:g} s")
+            failure.__cause__ = cause
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None  # else the traceback and this frame would keep each other alive
 
-    def _commit(self, conn: C, adapter: Adapter[C], verdict: Verdict) -> Flow[Exception | None]:
+    def _commit(self, slot: Slot, conn: C, adapter: Adapter[C], verdict: Verdict) -> Flow[Exception | None]:
         """Commit what the borrower left open, or refuse what cannot be committed; return the error.
 
         It gets no entry, and its error is not raised through a frame that has one: the error goes to the
@@ -364,11 +436,63 @@ class Flows(Generic[C]):
                 "the transaction has failed and was rolled back, but its block ended without an exception: "
                 "a statement's error was caught inside it",
             )
+        timeout = self.core.options.commit_timeout
+        until = None if timeout is None else self._clock() + timeout
+        failure, cut = yield from self._cut_at(until, slot, self._call(Step.COMMIT, adapter.commit, conn))
+        if cut:
+            late = self._error(
+                PoolTimeout,
+                f"no answer to COMMIT within commit_timeout={timeout:g} s: whether the server has committed "
+                "is not known; the connection is closed",
+            )
+            late.__cause__ = failure
+            return late
+        return failure
+
+    def _call(self, step: Step, fn: Callable[..., object], *args: object) -> Flow[Exception | None]:
+        """Make a call and return its error."""
         try:
-            yield Call(Step.COMMIT, adapter.commit, conn)
+            yield Call(step, fn, *args)
         except Exception as exc:
             return exc
         return None
+
+    def _cut_at(self, until: float | None, slot: Slot, flow: Flow[R]) -> Flow[tuple[R, bool]]:
+        """Run a flow, cut its connection at an instant if it has not ended; return whether that was done.
+
+        It is for calls that know no limit: upkeep shuts the socket down, and a driver that waits for the
+        server then returns.
+        """
+        if until is None:
+            result = yield from flow
+            return result, False
+        self.core.limit(slot, until)
+        yield Watch(until)
+        cut = False
+        try:
+            result = yield from flow
+        finally:
+            cut = self.core.unlimit(slot)
+        return result, cut
+
+    def _blame(
+        self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, error: BaseException | None
+    ) -> Flow[Reason | None]:
+        """Return why a connection is to be discarded for the error that its borrower met, or ``None``."""
+        if not isinstance(error, Exception) or isinstance(error, PoolError):
+            return None
+        fault = self._fault(error, adapter)
+        if fault is Fault.DEAD and verdict >= Verdict.BROKEN:
+            return Reason.DEAD
+        if fault is not Fault.DEMOTED or verdict >= Verdict.BROKEN:
+            return None
+        # The same errors come from a transaction that its borrower made read-only.
+        try:
+            limit = self.core.options.reset_timeout
+            writable = yield Call(Step.WRITABLE, adapter.writable, entry.conn, limit)
+        except Exception:
+            return Reason.DEAD  # counted
+        return None if writable else Reason.DEMOTED
 
     def _reset(
         self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, error: BaseException | None
@@ -432,13 +556,15 @@ class Flows(Generic[C]):
         try:
             if verdict in _OPEN:
                 self.core.totals.rollbacks += 1
+                sent = self._clock()
                 yield Call(Step.ROLLBACK, adapter.rollback, conn, self._left(until))
+                self._prove(entry, sent)
                 verdict = self._settled(entry, adapter)
             if verdict == Verdict.ALTERED or not adapter.sees_transactions:
                 yield Call(Step.RESTORE, adapter.restore, conn, entry.baseline, self._left(until))
                 verdict = self._settled(entry, adapter)
-        except Exception:
-            return Reason.RESET_FAILED  # counted; the borrower is done and owes nothing
+        except Exception as exc:  # counted; the borrower is done and owes nothing
+            return Reason.DEAD if self._is_dead(exc, adapter) else Reason.RESET_FAILED
         return _UNFIT.get(verdict, Reason.BROKEN)
 
     def _reset_parts(
@@ -467,8 +593,8 @@ class Flows(Generic[C]):
                     entry.pending = token  # the next borrower reads the answer; it has come by then
                     return None
                 yield Call(Step.READ_RESET, adapter.read_reset, conn, token, self._left(until))
-        except Exception:
-            return Reason.RESET_FAILED
+        except Exception as exc:
+            return Reason.DEAD if self._is_dead(exc, adapter) else Reason.RESET_FAILED
         return _UNFIT.get(self._settled(entry, adapter), Reason.BROKEN)
 
     def _hook(
@@ -482,16 +608,8 @@ class Flows(Generic[C]):
         """
         if hook is None:
             return None
-        conn, slot = entry.conn, entry.slot
-        if until is not None:
-            self.core.limit(slot, until)
-            yield Watch(until)
-        cut = False
-        try:
-            failure = yield from self._call_hook(conn, entry.baseline, step, hook)
-        finally:
-            if until is not None:
-                cut = self.core.unlimit(slot)
+        call = self._call_hook(entry.conn, entry.baseline, step, hook)
+        failure, cut = yield from self._cut_at(until, entry.slot, call)
         if cut:
             late = self._error(PoolTimeout, f"{step.value} did not return in time: its connection was cut")
             late.__cause__ = failure
@@ -526,10 +644,11 @@ class Flows(Generic[C]):
     def _rest(self, entry: Entry[C], now: float) -> None:
         """Note that an entry is idle from *now* on."""
         entry.idle_since = now
-        if entry.pending is not None or self.core.options.on_acquire is not None:
+        self._prove(entry, entry.proven_at)
+        if entry.pending is not None or entry.warm_until < now or self.core.options.on_acquire is not None:
             entry.check_at = -inf  # whoever takes it has something to do first
         else:
-            entry.check_at = min(now + self._quiet(entry), entry.expires)
+            entry.check_at = min(now + self._quiet(entry), entry.expires, now + entry.idle_limit)
 
     def _quiet(self, entry: Entry[C]) -> float:
         """Return the seconds idle for which an entry is lent without a closer look."""
@@ -541,11 +660,15 @@ class Flows(Generic[C]):
 
     def _is_dead(self, exc: Exception, adapter: Adapter[C]) -> bool:
         """Tell whether an error is the connection's own fault."""
+        return self._fault(exc, adapter) is Fault.DEAD
+
+    def _fault(self, exc: Exception, adapter: Adapter[C], *, dialling: bool = False) -> Fault:
+        """Ask the adapter what kind of fault an error is."""
         try:
-            return adapter.fault(exc, dialling=False) is Fault.DEAD
+            return adapter.fault(exc, dialling=dialling)
         except Exception as error:
             exc.add_note(f"and its adapter could not say what kind of fault that is: {error!r}")
-            return False
+            return Fault.ORDINARY
 
     def _settled(self, entry: Entry[C], adapter: Adapter[C]) -> Verdict:
         """Return the verdict on an entry after an end of its transaction that the server confirmed."""
@@ -593,6 +716,34 @@ class Flows(Generic[C]):
         for conn in self.core.overstayed(self._clock()):
             self._abort(conn)
         self.core.prune(self._clock())
+        while (entry := self.core.next_to_ping(self._clock())) is not None:
+            if not (yield Start(self._keep_alive(entry))):
+                yield from self._keep_alive(entry)
+            del entry
+        yield from self.follow_up()
+
+    def _keep_alive(self, entry: Entry[C]) -> Flow[None]:
+        """Ask the server about an idle connection: both ends, and what is between them, remember it then."""
+        core, adapter, sent = self.core, self._adapter(), self._clock()
+        reason = None
+        try:
+            if entry.pending is not None:
+                reason = yield from self._collect(entry, adapter, None)
+            if reason is None:
+                entry.slot.validating = True
+                limit = core.options.reset_timeout
+                yield Call(Step.PING, adapter.ping, entry.conn, limit)
+                self._prove(entry, sent)
+        except Exception:
+            reason = self._silence(sent, core.options.reset_timeout)
+        except BaseException:
+            core.retire(entry, Reason.BROKEN, self._clock())
+            raise
+        if reason is None:
+            core.give_back(entry)
+        else:
+            core.retire(entry, reason, self._clock())
+        del entry
         yield from self.follow_up()
 
     def _work(self, entry: Entry[C] | None, slot: Slot | None) -> Flow[None]:
@@ -621,16 +772,18 @@ class Flows(Generic[C]):
         began = self._clock()
         failure: Exception | None = None
         try:
+            until = inf
             if self._connect is not None:
                 conn = yield Call(Step.CONNECT, self._connect)
             else:
-                conn = yield Call(Step.CONNECT, self._adapter().connect, core.options.connect_timeout)
+                conn, until = yield from self._dial(slot, began)
             if core.knows(conn):
                 raise self._error(PoolMisuse, "connect returned a connection that the pool has already")
             slot.conn = entry.conn = conn  # from here on it is closed if this flow ends early
             adapter = self.adapter or self._decide(conn)
             entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
             entry.verdict = adapter.verdict
+            yield from self._examine(entry, adapter, began)
             if self._parts:
                 self._check_parts(adapter)
                 timeout = core.options.connect_timeout
@@ -641,8 +794,9 @@ class Flows(Generic[C]):
                     raise failure
                 # What the hook has set is what the connection comes back to.
                 entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
-            now = self._clock()
-            entry.expires = upkeep.expiry(now, core.options.max_lifetime, self._chance())
+            now = entry.proven_at = self._clock()
+            entry.expires = min(until, upkeep.expiry(now, core.options.max_lifetime, self._chance()))
+            entry.ping_every = upkeep.expiry(0.0, core.options.keepalive, self._chance())
             self._rest(entry, now)
             core.opened(entry, now - began)
         except BaseException as exc:
@@ -651,6 +805,75 @@ class Flows(Generic[C]):
             core.dial_failed(entry, exc, fatal=self._is_fatal(exc), now=self._clock(), chance=self._chance())
             if not isinstance(exc, Exception):
                 raise
+
+    def _dial(self, slot: Slot, began: float) -> Flow[tuple[C, float]]:
+        """Have the adapter connect; return the connection, and until when its credentials hold."""
+        adapter, provider = self._adapter(), self.core.options.credentials
+        if provider is None:
+            conn = yield Call(Step.CONNECT, adapter.connect, self._dial_limit(began))
+            return conn, inf
+        refused = False
+        while True:
+            found = yield from self._ask(slot, provider)
+            until = inf if found.expires_in is None else self._clock() + found.expires_in
+            try:
+                limit = self._dial_limit(began)
+                conn = yield Call(Step.CONNECT, adapter.connect, limit, found.parameters)
+            except Exception as exc:
+                # What was asked for may have changed since; if it has not, it is wrong.
+                if refused or self._fault(exc, adapter, dialling=True) is not Fault.AUTH:
+                    raise
+                refused = True
+            else:
+                return conn, until
+
+    def _dial_limit(self, began: float) -> float | None:
+        """Return what is left of `connect_timeout`."""
+        timeout = self.core.options.connect_timeout
+        return None if timeout is None else max(0.0, began + timeout - self._clock())
+
+    def _ask(self, slot: Slot, provider: Callable[[], object]) -> Flow[Credentials]:
+        """Ask for credentials; dials at the same time share one answer."""
+        core, waiter = self.core, self._waiter()
+        while not core.ask(slot, waiter):
+            yield Park(waiter, None)
+            if isinstance(waiter.outcome, Credentials):
+                return waiter.outcome
+            if waiter.outcome is not None:
+                waiter = self._waiter()  # whoever asked has failed; everybody finds out for himself
+        found: object = Refusal.LEFT
+        try:
+            found = yield Call(Step.CREDENTIALS, provider)
+            if isinstance(found, Mapping):
+                found = Credentials(found)
+            if not isinstance(found, Credentials):
+                what = type(found).__name__  # never its value
+                raise self._error(
+                    PoolMisuse, f"credentials= returned a {what}, no mapping and no Credentials"
+                )
+        finally:
+            core.answered(slot, found)
+        return found
+
+    def _examine(self, entry: Entry[C], adapter: Adapter[C], began: float) -> Flow[None]:
+        """Ask a new connection's server what it is like."""
+        options = self.core.options
+        if options.require is not None:
+            writable = yield Call(Step.WRITABLE, adapter.writable, entry.conn, self._dial_limit(began))
+            if not writable:
+                raise self._error(
+                    PoolUnavailable, f"the server takes no writes, and require={options.require!r}"
+                )
+        seconds = yield Call(Step.IDLE_LIMIT, adapter.idle_limit, entry.conn, self._dial_limit(began))
+        if seconds is None:
+            return
+        entry.idle_limit = seconds * upkeep.SERVER_MARGIN
+        if not self._told and (options.idle_timeout is None or options.idle_timeout > entry.idle_limit):
+            self._told = True
+            yield Tell(
+                f"pool {self.name!r}: idle connections are closed after {entry.idle_limit:g} s in place of "
+                f"idle_timeout={options.idle_timeout!r}: their server ends them after {seconds:g} s"
+            )
 
     def _close(self, slot: Slot) -> Flow[None]:
         """Close one connection and free its place."""
@@ -737,15 +960,33 @@ class Flows(Generic[C]):
         text = f"not ready after {waited:.2g} s: {core.available()} of {wanted} connections{_because(error)}"
         raise self._error(PoolUnavailable, text) from error
 
-    def close(self, deadline: float | None) -> Flow[None]:
-        """Refuse and fail callers at once, close what is idle, wait for what is lent."""
+    def close(self, deadline: float | None, *, cut: bool = False) -> Flow[None]:
+        """Refuse and fail callers at once, close what is idle, wait for what is lent.
+
+        At the deadline what is still lent is *cut*: its socket is shut down, and its borrower gets an error.
+        """
         core = self.core
         core.shut()
         yield from self._until(Watcher(lambda: not core.slots, self._waiter(), 0), deadline)
+        if not cut or self.adapter is None:
+            return
+        conns = core.lent()
+        for conn in conns:
+            self._abort(conn)
+        if conns:
+            yield Tell(
+                f"pool {self.name!r} was closed while {len(conns)} of its connections were still in use: "
+                "they were cut"
+            )
 
-    def evict(self) -> Flow[None]:
-        """Replace every connection: idle ones now, others when they come back."""
-        self.core.evict()
+    def evict(self, over: float = 0.0) -> Flow[None]:
+        """Replace every connection: idle ones now, others when they return; or all within *over* seconds."""
+        self.core.evict(self._clock(), over)
+        yield from self.follow_up()
+
+    def resume(self) -> Flow[None]:
+        """Serve callers again."""
+        self.core.resume()
         yield from self.follow_up()
 
     def resize(self, max_size: int, min_idle: int) -> Flow[None]:
@@ -789,7 +1030,7 @@ class Flows(Generic[C]):
                 PoolOverloaded, f"no connection: max_waiting={most} callers wait; {core.brief()}"
             )
         error = core.last_error
-        if core.available() or timeout == 0:
+        if core.available() or core.suspended or timeout == 0:
             text = f"no connection {_within(timeout, waited)}: {core.brief()}{_because(error)}"
             raise self._error(PoolTimeout, text) from error
         doing = "" if error else f", dialling for {waited:.1f} s"
@@ -799,6 +1040,9 @@ class Flows(Generic[C]):
 
 def _is_adapter(source: object) -> TypeGuard[Adapter[Any]]:
     return hasattr(source, "verdict") and not isinstance(source, type)
+
+
+_NOT_OURS: Final = (Reason.DETACHED, Reason.INHERITED)
 
 
 def _strip(error: BaseException) -> None:

@@ -88,12 +88,16 @@ class Entry(Generic[C]):
         "doomed",
         "expires",
         "holds",
+        "idle_limit",
         "idle_since",
         "lent_at",
         "memory",
         "pending",
+        "ping_every",
+        "proven_at",
         "slot",
         "verdict",
+        "warm_until",
     )
     conn: C
     verdict: Callable[[C, object], int]  # the adapter's, bound
@@ -107,9 +111,17 @@ class Entry(Generic[C]):
         self.pending: object = None  # the adapter's: a reset was sent, its answer is still to be read
         self.doomed: Reason | None = None  # set by evict, resize, shut; never cleared
         self.check_at = 0.0  # look closer from here; written by the holder only
-        self.expires = inf
+        self.expires = inf  # its lifetime ends here
+        self.warm_until = inf  # from here on each return is a flow's; -inf: the next one is
+        self.idle_limit = inf  # seconds idle after which its server may have ended the session
+        self.ping_every = inf  # seconds without a word after which its server is asked while it is idle
+        self.proven_at = -inf  # when its server last answered the pool
         self.idle_since = 0.0
         self.lent_at = 0.0
+
+    def heard_at(self) -> float:
+        """Return when its server was last heard of, or its borrower left it: it counts as idle since."""
+        return max(self.idle_since, self.proven_at)
 
 
 class Watcher:

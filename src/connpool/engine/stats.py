@@ -27,7 +27,10 @@ class Reason(StrEnum):
     LIFETIME = "lifetime"
     IDLE = "idle"
     USES = "uses"
+    SERVER_LIMIT = "server_limit"
     DEAD = "dead"
+    SILENT = "silent"
+    DEMOTED = "demoted"
     UNANSWERED = "unanswered"
     BROKEN = "broken"
     SPENT = "spent"
@@ -38,6 +41,7 @@ class Reason(StrEnum):
     SURPLUS = "surplus"
     DETACHED = "detached"
     LOST = "lost"
+    INHERITED = "inherited"
     CLOSED = "closed"
 
 

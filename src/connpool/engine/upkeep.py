@@ -61,6 +61,12 @@ Sessions seldom die alone.  A busy connection is never idle for `probe_after`: w
 session ended between two borrowers would be lent once more.
 """
 
+PATIENCE = 0.5
+"""Seconds within which a healthy server answers a ping; silence for less proves nothing."""
+
+SERVER_MARGIN = 0.8
+"""The share of a server's own idle limit for which a connection is kept idle."""
+
 LIFETIME_JITTER = 0.1
 """The share of `max_lifetime` that chance may take away, so that connections do not expire together."""
 
@@ -101,6 +107,14 @@ def first_look(probe_after: float | None, ping_after: float | None, max_lifetime
     """
     looks = [seconds for seconds in (probe_after, ping_after, LOOK_ANYWAY) if seconds is not None]
     return min(*looks, inf if max_lifetime is None else max_lifetime / 20)
+
+
+def ping_limit(left: float | None, timeout: float | None) -> float | None:
+    """Return the limit of a ping: its own timeout, and half of what the deadline leaves.
+
+    The other half is for a connection by another route.
+    """
+    return step_limit(None if left is None else left / 2, timeout)
 
 
 def step_limit(left: float | None, timeout: float | None) -> float | None:
