@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connpool import reset
+from connpool import Credentials, reset
 from connpool.options import DEFAULT, PoolOptions, check_timeout
 
 SECONDS = {  # whether 0 and None mean something
@@ -17,6 +17,8 @@ SECONDS = {  # whether 0 and None mean something
     "probe_after": (True, True),
     "ping_after": (True, True),
     "reset_timeout": (False, True),
+    "keepalive": (False, True),
+    "commit_timeout": (False, True),
 }
 WHOLE = {  # the least, and whether None means something
     "min_idle": (0, False),
@@ -27,7 +29,7 @@ WHOLE = {  # the least, and whether None means something
     "max_dedicated": (0, False),
 }
 HOOKS = {"on_connect", "on_acquire", "on_release", "on_close"}
-OTHER = {*HOOKS, "reset", "debug", "name"}
+OTHER = {*HOOKS, "reset", "credentials", "require", "debug", "name"}
 
 # Without the rules that compare two options.
 ALONE: dict[str, Any] = {"probe_after": None, "ping_after": None}
@@ -138,6 +140,23 @@ def test_hook_is_callable_or_none(name: str) -> None:
 def test_debug_is_on_or_off(value: object) -> None:
     assert options(debug=True).debug
     assert refusal(TypeError, debug=value) == f"debug={value!r}: must be True or False"
+
+
+def test_provider_is_callable_and_what_it_is_is_not_repeated() -> None:
+    assert options(credentials=dict).credentials is dict
+    assert refusal(TypeError, credentials="hunter2") == (
+        "credentials: must be callable without arguments, or None"
+    )
+
+
+def test_credentials_keep_their_parameters_to_themselves() -> None:
+    assert "hunter2" not in repr(Credentials({"password": "hunter2"}, expires_in=900.0))
+
+
+@pytest.mark.parametrize("value", ["write", "", True, 1])
+def test_requirement_is_one_that_there_is(value: Any) -> None:
+    assert options(require="read-write").require == "read-write"
+    assert refusal(ValueError, require=value) == f'require={value!r}: must be "read-write", or None'
 
 
 # -- the reset policy --------------------------------------------------------------------------------

@@ -11,9 +11,15 @@ with the reason: the tests that need it are skipped and say so. What a harness h
 """
 
 import gc
+import os
 import pickle
+import signal
+import socket
+import stat
 import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +31,7 @@ import pytest
 
 import connpool.adapter
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for, adapter_for_url
+from connpool.adapters.sockets import KEEPALIVE, USER_TIMEOUT, ready
 from connpool.errors import (
     PoolClosed,
     PoolError,
@@ -51,13 +58,20 @@ class Harness:
     """Abilities that the driver has not, with the reason: "fail", "leave_unread", "kill", "alive" (it
     does not show its socket), "slow", "black_hole", "bad_dials", "url", "around", "autocommit",
     "errors", "closed" (it does not show that a connection is closed), "alter" (it keeps no settings that
-    can be compared), "full" (the adapter does not know `Part.FULL`)."""
+    can be compared), "full" (the adapter does not know `Part.FULL`), "credentials" (`connect` takes none),
+    "idle_limit" (its server ends no idle session, or the adapter does not know when), "read_only" (the
+    adapter cannot tell that its server takes no writes), "forget" (its connections cannot be cut off in a
+    forked child), "forgotten" (the verdict cannot tell that this has been done), "keepalive" (no TCP)."""
 
     operational_error: type[Exception]
     gone: type[Exception] | tuple[type[Exception], ...] = Exception
     """What the driver raises on a connection that its server closed."""
     secret: str | None = None
     """A password that the adapter knows."""
+    wrong: Mapping[str, Any] = MappingProxyType({"user": "nobody_at_all", "password": "ver:legt/0815"})
+    """Credentials that the server refuses."""
+    idle_limit: float | None = None
+    """What the connections of `adapter()` have for an idle limit."""
 
     table = "connpool_contract"
 
@@ -83,6 +97,30 @@ class Harness:
     ) -> AbstractContextManager[tuple[Adapter[Any], Callable[[], object]]]:
         """Return an adapter whose connections can be cut off, and what swallows all packets."""
         raise NotImplementedError
+
+    def refused(self) -> tuple[Adapter[Any], Mapping[str, Any]]:
+        """Return an adapter whose own credentials are refused, and credentials that are not."""
+        raise NotImplementedError
+
+    def idle_limited(self) -> tuple[Adapter[Any], float]:
+        """Return an adapter whose connections are ended when idle, and after how many seconds: about 1."""
+        raise NotImplementedError
+
+    def read_only(self) -> AbstractContextManager[object]:
+        """Have the server refuse to write as long as this lasts, in open sessions, too.
+
+        In those at the latest at the next statement but one, and not in a transaction already begun.
+        """
+        raise NotImplementedError
+
+    def tuned(self) -> tuple[Adapter[Any], Mapping[str, int]]:
+        """Return an adapter whose user has set TCP options, and those, by their names in `socket`."""
+        raise NotImplementedError
+
+    def fileno(self, conn: Any) -> int:
+        """Return the descriptor of the connection's socket."""
+        fileno: int = conn.fileno()
+        return fileno
 
     # -- statements
 
@@ -113,6 +151,10 @@ class Harness:
     def fail(self, conn: Any) -> None:
         """Make the open transaction fail, by a statement whose error is caught here."""
         raise NotImplementedError
+
+    def begin_read_only(self, conn: Any) -> None:
+        """Begin a transaction that is read-only by the borrower's own wish."""
+        self.run(conn, "START TRANSACTION READ ONLY")
 
     def leave_unread(self, conn: Any) -> object:
         """Leave a result half read; return what keeps it so while it is referred to."""
@@ -188,6 +230,39 @@ class Lent:
         if self.adapter.sees_transactions:
             return self.verdict() is Verdict.CLEAN
         return self.verdict() in (Verdict.CLEAN, Verdict.DIRTY)
+
+
+def in_forked_child(do: Callable[[], object]) -> str:
+    """Run a function in a forked child; return its traceback, or nothing if it came to its end.
+
+    The child ends without the interpreter's own ending, which is pytest's.
+    """
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Whoever forks with threads about is warned, and here nothing but that is to be tried.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(4 * int(SOON))
+        try:
+            do()
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return text or ("" if status == 0 else f"the child ended with status {status}")
+
+
+def is_socket(fileno: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fileno).st_mode)
+    except OSError:
+        return False  # closed
 
 
 class AdapterContract:
@@ -706,6 +781,46 @@ class AdapterContract:
 
     # -- limits
 
+    @pytest.mark.parametrize("step", ["idle_limit", "writable"])
+    def test_a_question_keeps_its_limit_on_a_black_holed_network(
+        self, harness: Harness, lend: Callable[..., Lent], step: str
+    ) -> None:
+        self.need(harness, "black_hole")
+        with harness.black_hole() as (adapter, swallow):
+            lent = lend(adapter)
+            swallow()
+            began = monotonic()
+            try:
+                getattr(adapter, step)(lent.conn, SHORT)
+            except Exception as exc:
+                assert adapter.fault(exc, dialling=False) is Fault.DEAD
+                if "closed" not in harness.lacks:
+                    assert lent.verdict() in FINISHED
+            else:
+                assert lent.at_rest(), "it needed no round trip, or else something is outstanding"
+            assert monotonic() - began < SOON
+
+    @pytest.mark.parametrize("state", ["at rest", "with an answer outstanding"])
+    def test_abort_never_blocks_on_a_black_holed_network(
+        self, harness: Harness, lend: Callable[..., Lent], state: str
+    ) -> None:
+        self.need(harness, "black_hole")
+        with harness.black_hole() as (adapter, swallow):
+            lent = lend(adapter)
+            if state != "at rest":
+                self.need(harness, "full")
+                memory = adapter.remember(lent.conn, FULL, LIMIT)
+            swallow()
+            if state != "at rest":
+                try:
+                    adapter.send_reset(lent.conn, lent.baseline, memory, FULL, SHORT)
+                except Exception as exc:
+                    assert adapter.fault(exc, dialling=False) is Fault.DEAD
+            began = monotonic()
+            adapter.abort(lent.conn)
+            assert monotonic() - began < SHORT
+            assert lent.verdict() in FINISHED
+
     @pytest.mark.parametrize("step", ["ping", "rollback"])
     def test_a_step_keeps_its_limit_on_a_black_holed_network(
         self, harness: Harness, lend: Callable[..., Lent], table: Callable[[], list[int]], step: str
@@ -746,6 +861,246 @@ class AdapterContract:
             with pytest.raises(Exception):  # noqa: B017, PT011 # whatever the driver has
                 adapter.connect(1.0)
             assert monotonic() - began < 1.0 + SOON
+
+    def test_the_kernel_finds_out_that_the_other_side_has_vanished(
+        self, harness: Harness, lent: Lent
+    ) -> None:
+        self.need(harness, "keepalive")
+        expected = {**KEEPALIVE, "TCP_USER_TIMEOUT": USER_TIMEOUT}
+        for _ in range(2):
+            with socket.socket(fileno=os.dup(harness.fileno(lent.conn))) as twin:
+                assert twin.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                for name, value in expected.items():
+                    if hasattr(socket, name):
+                        option = getattr(socket, name)
+                        assert twin.getsockopt(socket.IPPROTO_TCP, option) == value, name
+            lent.adopt_again()
+
+    def test_what_the_user_has_set_of_tcp_stays(self, harness: Harness, lend: Callable[..., Lent]) -> None:
+        self.need(harness, "keepalive")
+        adapter, expected = harness.tuned()
+        lent = lend(adapter)
+        assert expected
+        for _ in range(2):
+            with socket.socket(fileno=os.dup(harness.fileno(lent.conn))) as twin:
+                for name, value in expected.items():
+                    level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+                    assert twin.getsockopt(level, getattr(socket, name)) == value, name
+            lent.adopt_again()
+
+    # -- credentials
+
+    def test_credentials_stand_in_place_of_the_adapters_own_for_one_dial(self, harness: Harness) -> None:
+        self.need(harness, "credentials")
+        adapter, accepted = harness.refused()
+        given = dict(accepted)
+        for credentials in (None, {}, accepted, None, accepted):
+            if credentials:
+                conn = adapter.connect(LIMIT, credentials)
+                adapter.adopt(conn)
+                assert harness.run(conn, "SELECT 4711") == [(4711,)]
+                adapter.close(conn, SOON)
+            else:
+                with pytest.raises(Exception) as caught:  # noqa: PT011 # whatever the driver has
+                    adapter.connect(LIMIT, credentials)
+                assert adapter.fault(caught.value, dialling=True) is Fault.AUTH
+        assert accepted == given
+
+    def test_refused_credentials_are_told_without_being_shown(
+        self, harness: Harness, lend: Callable[..., Lent]
+    ) -> None:
+        self.need(harness, "credentials")
+        adapter = harness.adapter()
+        with pytest.raises(Exception) as caught:  # noqa: PT011 # whatever the driver has
+            adapter.connect(LIMIT, harness.wrong)
+        assert adapter.fault(caught.value, dialling=True) is Fault.AUTH
+        shown = f"{adapter!r} {caught.value!r} {caught.value} {caught.value.__context__!r}"
+        assert harness.wrong["password"] not in shown
+        assert lend(adapter).at_rest(), "its own are as good as before"
+
+    # -- the server's own limit
+
+    def test_the_idle_limit_is_told_in_seconds_and_leaves_it_at_rest(
+        self, harness: Harness, lent: Lent
+    ) -> None:
+        for limit in (LIMIT, None):
+            assert lent.adapter.idle_limit(lent.conn, limit) == harness.idle_limit
+            assert lent.at_rest()
+            assert lent.adapter.alive(lent.conn)
+
+    def test_the_server_ends_an_idle_session_when_the_idle_limit_says(
+        self, harness: Harness, lend: Callable[..., Lent]
+    ) -> None:
+        self.need(harness, "idle_limit")
+        adapter, seconds = harness.idle_limited()
+        lent = lend(adapter)
+        assert adapter.idle_limit(lent.conn, LIMIT) == seconds
+        assert lent.at_rest()
+        assert adapter.alive(lent.conn)
+        if "alive" not in harness.lacks:
+            began = monotonic()
+            assert ready(harness.fileno(lent.conn), seconds + SOON)
+            assert monotonic() - began > 0.8 * seconds
+            assert not adapter.alive(lent.conn)
+
+    # -- whether it can write
+
+    def test_asking_whether_it_can_write_does_not_disturb_the_transaction(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        assert lent.adapter.writable(lent.conn, None)
+        assert lent.at_rest()
+        harness.insert(lent.conn, 1)
+        assert lent.adapter.writable(lent.conn, LIMIT)
+        assert lent.verdict() is Verdict.DIRTY
+        lent.adapter.commit(lent.conn)
+        assert table() == [1]
+        assert lent.at_rest()
+
+    def test_a_failed_transaction_can_still_write_as_far_as_anybody_knows(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]]
+    ) -> None:
+        self.need(harness, "fail")
+        harness.insert(lent.conn, 1)
+        harness.fail(lent.conn)
+        assert lent.adapter.writable(lent.conn, LIMIT)
+        assert lent.verdict() is Verdict.FAILED
+
+    def test_a_read_only_transaction_of_the_borrower_is_no_read_only_server(
+        self, harness: Harness, lent: Lent
+    ) -> None:
+        self.need(harness, "read_only")
+        harness.begin_read_only(lent.conn)
+        assert lent.adapter.writable(lent.conn, LIMIT)
+        assert lent.verdict() is Verdict.DIRTY
+
+    def test_a_read_only_server_is_told_by_new_connections_and_by_old_ones(
+        self, harness: Harness, lend: Callable[..., Lent], table: Callable[[], list[int]]
+    ) -> None:
+        self.need(harness, "read_only")
+        idle, dirty, failed = lend(), lend(), lend()
+        harness.insert(dirty.conn, 1)
+        with harness.read_only():
+            new = lend()
+            assert not new.adapter.writable(new.conn, LIMIT)
+            assert new.at_rest()
+            until = monotonic() + SOON
+            for lent in (idle, dirty):
+                while lent.adapter.writable(lent.conn, LIMIT):
+                    assert monotonic() < until
+            assert idle.at_rest()
+            assert dirty.verdict() is Verdict.DIRTY
+            if "fail" not in harness.lacks:
+                harness.run(failed.conn, "SELECT 1")
+                harness.fail(failed.conn)
+                assert not failed.adapter.writable(failed.conn, LIMIT)
+                assert failed.verdict() is Verdict.FAILED
+            dirty.adapter.rollback(dirty.conn, LIMIT)
+            assert dirty.at_rest()
+        again = lend()
+        assert again.adapter.writable(again.conn, LIMIT)
+
+    # -- a forked child
+
+    @pytest.mark.parametrize("state", ["at rest", "in a transaction"])
+    def test_a_forked_child_forgets_a_connection_and_the_parent_keeps_it(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]], state: str
+    ) -> None:
+        self.need(harness, "forget")
+        adapter, conn = lent.adapter, lent.conn
+        fileno = harness.fileno(conn)
+        if state == "in a transaction":
+            harness.insert(conn, 1)
+
+        def child() -> None:
+            adapter.forget(conn)
+            assert not is_socket(fileno), "as long as it is held, nobody sees the parent die"
+            if "forgotten" not in harness.lacks:
+                assert lent.verdict() is not Verdict.CLEAN, "before anybody has tried to use it"
+            began = monotonic()
+            for _ in range(2):
+                for use in (
+                    lambda: harness.run(conn, "SELECT 1"),
+                    conn.commit if adapter.sees_transactions else lambda: harness.run(conn, "SELECT 1"),
+                    lambda: adapter.ping(conn, LIMIT),
+                    lambda: adapter.rollback(conn, LIMIT),
+                ):
+                    with pytest.raises(Exception):  # noqa: B017, PT011 # whatever the driver has
+                        use()
+                assert not adapter.alive(conn)
+                adapter.forget(conn)
+            adapter.close(conn, LIMIT)
+            adapter.abort(conn)
+            adapter.forget(conn)
+            conn.close()
+            lent.conn = None
+            gc.collect()
+            assert monotonic() - began < SOON, "at once"
+
+        assert in_forked_child(child) == ""
+        if state == "in a transaction":
+            assert lent.verdict() is Verdict.DIRTY
+            adapter.commit(conn)
+            assert table() == [1]
+        assert adapter.alive(conn)
+        for _ in range(2):
+            assert harness.run(conn, "SELECT 4711") == [(4711,)]
+            adapter.rollback(conn, LIMIT)
+            assert lent.at_rest()
+
+    def test_a_forked_child_that_ends_without_forgetting_harms_nobody(
+        self, harness: Harness, lent: Lent
+    ) -> None:
+        self.need(harness, "forget")
+        adapter, conn = lent.adapter, lent.conn
+        assert in_forked_child(lambda: None) == ""
+        assert harness.run(conn, "SELECT 4711") == [(4711,)]
+        adapter.rollback(conn, LIMIT)
+        assert lent.at_rest()
+
+    def test_a_forked_child_forgets_a_connection_that_a_thread_of_its_parent_is_in(
+        self, harness: Harness, lent: Lent
+    ) -> None:
+        self.need(harness, "forget")
+        self.need(harness, "slow")
+        adapter, conn = lent.adapter, lent.conn
+        raised: list[BaseException] = []
+
+        def borrow() -> None:
+            try:
+                harness.slow(conn)
+            except BaseException as exc:
+                raised.append(exc)
+
+        def child() -> None:
+            began = monotonic()
+            adapter.forget(conn)
+            with pytest.raises(Exception):  # noqa: B017, PT011 # whatever the driver has
+                harness.run(conn, "SELECT 1")
+            assert lent.verdict() is not Verdict.CLEAN
+            adapter.close(conn, SHORT)
+            adapter.abort(conn)
+            assert monotonic() - began < SOON, "at once"
+
+        thread = threading.Thread(target=borrow, daemon=True)
+        thread.start()
+        thread.join(0.2)
+        try:
+            assert in_forked_child(child) == ""
+            thread.join(0.1)
+            assert thread.is_alive(), raised
+        finally:
+            adapter.abort(conn)
+            thread.join(SOON)
+
+    def test_forgetting_what_is_closed_is_harmless(self, lent: Lent, lend: Callable[..., Lent]) -> None:
+        closed, aborted = lent, lend(lent.adapter)
+        closed.adapter.close(closed.conn, LIMIT)
+        aborted.adapter.abort(aborted.conn)
+        for gone in (closed, aborted):
+            gone.adapter.forget(gone.conn)
+            gone.adapter.forget(gone.conn)
+            assert isinstance(gone.verdict(), Verdict)
 
     # -- close and abort
 

@@ -1,12 +1,15 @@
 """Any DB-API driver: the contract over sqlite3, psycopg, psycopg2 and PyMySQL; the rest over fakes."""
 
+import gc
 import socket
 import sqlite3
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -19,16 +22,28 @@ import pymysql.cursors
 import pytest
 from servers.fixtures import FaultProxy, MariaDB, PostgreSQL
 
-from adapters.contract import FULL, LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
+from adapters.contract import (
+    FULL,
+    LIMIT,
+    SHORT,
+    SOON,
+    AdapterContract,
+    Harness,
+    Lent,
+    in_forked_child,
+    is_socket,
+)
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for
 from connpool.adapters.dbapi import DBAPIAdapter
-from connpool.errors import PoolMisuse
+from connpool.adapters.sockets import KEEPALIVE
+from connpool.errors import PoolMisuse, PoolTimeout
 from connpool.reset import Part
 
 NO_URL = "a URL names a driver"
 NO_ERRORS = "the driver is not known when the module is written"
 NOT_CHOSEN = "the driver has an adapter of its own"
 NOT_COMPARED = "the verdict does not come to the settings, because it sees no transaction"
+NOT_ASKED = "psycopg's rows are whatever its user makes of them; it has an adapter of its own"
 NO_PARTS = "nothing is known of resets with this driver"
 
 
@@ -50,6 +65,11 @@ class SQLiteHarness(Harness):
             "around": NOT_CHOSEN,
             "alter": "to read an attribute of an unknown driver may take a round trip",
             "full": NO_PARTS,
+            "credentials": "nobody asks for them",
+            "idle_limit": "no server",
+            "read_only": "no server that could be switched",
+            "forget": "no socket that could be disconnected",
+            "keepalive": "no network",
             **({} if sys.version_info >= (3, 12) else {"autocommit": "new in Python 3.12"}),
         }
     )
@@ -74,25 +94,73 @@ class TestSQLite(AdapterContract):
         return SQLiteHarness(tmp_path / "app.db")
 
 
+# The first is what the kernel has for a default: only libpq knows that it is wanted.
+TUNED = {"keepalives_idle": 7200, "keepalives_interval": 25, "tcp_user_timeout": 5000}
+EXPECTED = {
+    "SO_KEEPALIVE": 1,
+    "TCP_KEEPIDLE": 7200,
+    "TCP_KEEPINTVL": 25,
+    "TCP_KEEPCNT": KEEPALIVE["TCP_KEEPCNT"],
+    "TCP_USER_TIMEOUT": 5000,
+}
+
+
+@contextmanager
+def read_only(server: PostgreSQL) -> Iterator[None]:
+    def switch(alter: str, value: str) -> None:
+        server.execute(f"ALTER SYSTEM {alter}")
+        server.execute("SELECT pg_reload_conf()")
+        until = monotonic() + SOON
+        while server.execute("SHOW default_transaction_read_only") != [(value,)]:
+            assert monotonic() < until
+
+    switch("SET default_transaction_read_only = on", "on")
+    try:
+        yield
+    finally:
+        switch("RESET default_transaction_read_only", "off")
+
+
 # -- over psycopg ------------------------------------------------------------------------------------
 
 
 class PsycopgHarness(Harness):
     operational_error = psycopg.OperationalError
-    lacks = MappingProxyType({"url": NO_URL, "errors": NO_ERRORS, "around": NOT_CHOSEN, "full": NO_PARTS})
+    lacks = MappingProxyType(
+        {
+            "url": NO_URL,
+            "errors": NO_ERRORS,
+            "around": NOT_CHOSEN,
+            "full": NO_PARTS,
+            "idle_limit": NOT_ASKED,
+            "read_only": NOT_ASKED,
+        }
+    )
 
     def __init__(self, server: PostgreSQL, database: str) -> None:
         self.server = server
         self.params: dict[str, Any] = {**server.params_for(dbname=database)}
 
+    def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
+        return DBAPIAdapter(psycopg.connect, **params)
+
     def adapter(self) -> Adapter[Any]:
-        return DBAPIAdapter(psycopg.connect, **self.params)
+        return self.make(self.params)
 
     def bad_dials(self) -> Any:
         nobody = DBAPIAdapter(psycopg.connect, **self.params | {"dbname": "no_such_database"})
         refused = DBAPIAdapter(psycopg.connect, **self.params | {"port": closed_port()})
-        dead = frozenset({Fault.DEAD})
-        return {"unknown database": (nobody, dead), "refused port": (refused, dead)}
+        return {
+            "unknown database": (nobody, frozenset({Fault.AUTH})),
+            "refused port": (refused, frozenset({Fault.DEAD})),
+        }
+
+    def refused(self) -> tuple[Adapter[Any], Mapping[str, Any]]:
+        user = self.params["user"]
+        return self.make({**self.params, "user": "nobody"}), {"user": user, "password": "any"}
+
+    def tuned(self) -> tuple[Adapter[Any], Mapping[str, int]]:
+        return self.make({**self.params, **TUNED}), EXPECTED
 
     @contextmanager
     def black_hole(self) -> Iterator[tuple[Adapter[Any], Callable[[], object]]]:
@@ -148,15 +216,32 @@ class OwnCursor(psycopg2.extensions.cursor):
 class Psycopg2Harness(Harness):
     operational_error = psycopg2.OperationalError
     lacks = MappingProxyType(
-        {"url": NO_URL, "errors": NO_ERRORS, "leave_unread": "psycopg2 reads every result to its end"}
+        {
+            "url": NO_URL,
+            "errors": NO_ERRORS,
+            "leave_unread": "psycopg2 reads every result to its end",
+            "forget": "tried below: commit() of nothing stays silent, and a locked connection waits",
+        }
     )
 
     def __init__(self, server: PostgreSQL, database: str) -> None:
         self.server = server
         self.params: dict[str, Any] = {**server.params_for(dbname=database)}
 
+    def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
+        return DBAPIAdapter(psycopg2.connect, **params)
+
     def adapter(self) -> Adapter[Any]:
-        return DBAPIAdapter(psycopg2.connect, **self.params)
+        return self.make(self.params)
+
+    def idle_limited(self) -> tuple[Adapter[Any], float]:
+        return self.make({**self.params, "options": "-c idle_session_timeout=1500ms"}), 1.5
+
+    def read_only(self) -> Any:
+        return read_only(self.server)
+
+    def begin_read_only(self, conn: Any) -> None:
+        self.run(conn, "SET TRANSACTION READ ONLY")
 
     def connect(self) -> Any:
         return psycopg2.connect(**self.params)
@@ -164,8 +249,17 @@ class Psycopg2Harness(Harness):
     def bad_dials(self) -> Any:
         nobody = DBAPIAdapter(psycopg2.connect, **self.params | {"dbname": "no_such_database"})
         refused = DBAPIAdapter(psycopg2.connect, **self.params | {"port": closed_port()})
-        dead = frozenset({Fault.DEAD})
-        return {"unknown database": (nobody, dead), "refused port": (refused, dead)}
+        return {
+            "unknown database": (nobody, frozenset({Fault.AUTH})),
+            "refused port": (refused, frozenset({Fault.DEAD})),
+        }
+
+    def refused(self) -> tuple[Adapter[Any], Mapping[str, Any]]:
+        user = self.params["user"]
+        return self.make({**self.params, "user": "nobody"}), {"user": user, "password": "any"}
+
+    def tuned(self) -> tuple[Adapter[Any], Mapping[str, int]]:
+        return self.make({**self.params, **TUNED}), EXPECTED
 
     @contextmanager
     def black_hole(self) -> Iterator[tuple[Adapter[Any], Callable[[], object]]]:
@@ -283,6 +377,68 @@ class TestPsycopg2(AdapterContract):
     @pytest.fixture
     def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> Harness:
         return Psycopg2Harness(postgresql, postgresql_database)
+
+    def test_whatever_makes_the_rows_the_answers_are_understood(
+        self, harness: Harness, lend: Callable[..., Lent]
+    ) -> None:
+        assert isinstance(harness, Psycopg2Harness)
+        params = {**harness.params, "options": "-c idle_session_timeout=90s"}
+        for factory in (None, psycopg2.extras.RealDictCursor, psycopg2.extras.NamedTupleCursor):
+            for autocommit in (False, True):
+                lent = lend(DBAPIAdapter(psycopg2.connect, **params, cursor_factory=factory))
+                lent.conn.autocommit = autocommit
+                lent.adopt_again()
+                assert lent.adapter.idle_limit(lent.conn, LIMIT) == 90.0
+                assert lent.verdict() is Verdict.CLEAN
+                assert lent.adapter.writable(lent.conn, LIMIT)
+                assert lent.verdict() is Verdict.CLEAN
+                run(lent.conn, "SET default_transaction_read_only = on")
+                lent.conn.commit()
+                assert not lent.adapter.writable(lent.conn, LIMIT)
+                assert lent.verdict() is Verdict.CLEAN
+
+    @pytest.mark.parametrize("state", ["at rest", "in a transaction", "in a call"])
+    def test_a_forked_child_leaves_the_parents_session_alone(
+        self, harness: Harness, lent: Lent, table: Callable[[], list[int]], state: str
+    ) -> None:
+        adapter, conn = lent.adapter, lent.conn
+        fileno, began = conn.fileno(), threading.Event()
+        if state == "in a transaction":
+            harness.insert(conn, 1)
+
+        def borrow() -> None:
+            began.set()
+            run(conn, "SELECT pg_sleep(1)")
+
+        def child() -> None:
+            adapter.forget(conn)
+            assert not is_socket(fileno)
+            for _ in range(2):
+                for use in (adapter.commit, adapter.begin, lambda conn: adapter.rollback(conn, LIMIT)):
+                    with pytest.raises(ConnectionError, match="it is the parent's"):
+                        use(conn)
+                if state != "in a call":
+                    with pytest.raises(psycopg2.Error):
+                        run(conn, "SELECT 1")
+                assert lent.verdict() is Verdict.BROKEN
+                assert not adapter.alive(conn)
+                adapter.forget(conn)
+            adapter.close(conn, LIMIT)
+            adapter.abort(conn)
+            lent.conn = None
+
+        thread = threading.Thread(target=borrow, daemon=True)
+        if state == "in a call":
+            thread.start()
+            assert began.wait(SOON)
+            thread.join(0.2)
+        assert in_forked_child(child) == ""
+        if state == "in a call":
+            thread.join(SOON)
+        adapter.commit(conn)
+        assert table() == ([1] if state == "in a transaction" else [])
+        assert adapter.alive(conn)
+        assert lent.verdict() is Verdict.CLEAN
 
     def test_a_borrowers_own_empty_list_gets_nothing_of_the_next_ones(self, lent: Lent) -> None:
         own, its = lent.conn.notices, []  # type: ignore[var-annotated]
@@ -478,16 +634,37 @@ class PyMySQLHarness(Harness):
             "around": NOT_CHOSEN,
             "alter": NOT_COMPARED,
             "full": NO_PARTS,
+            "forget": "no fileno()",
+            "keepalive": "no fileno()",
         }
     )
+    idle_limit = 28_800.0
 
     def __init__(self, server: MariaDB, database: str) -> None:
         self.server = server
         self.secret = server.password
         self.params: dict[str, Any] = {**server.params_for(database=database)}
 
+    def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
+        return DBAPIAdapter(pymysql.connect, **params)
+
     def adapter(self) -> Adapter[Any]:
-        return DBAPIAdapter(pymysql.connect, **self.params)
+        return self.make(self.params)
+
+    def refused(self) -> tuple[Adapter[Any], Mapping[str, Any]]:
+        user, password = self.params["user"], self.params["password"]
+        return self.make({**self.params, "user": "nobody"}), {"user": user, "password": password}
+
+    def idle_limited(self) -> tuple[Adapter[Any], float]:
+        return self.make({**self.params, "init_command": "set wait_timeout = 1"}), 1.0
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        self.server.execute("SET GLOBAL read_only = 1")
+        try:
+            yield
+        finally:
+            self.server.execute("SET GLOBAL read_only = 0")
 
     def bad_dials(self) -> Any:
         wrong = DBAPIAdapter(pymysql.connect, **self.params | {"password": "wrong"})
@@ -1088,7 +1265,149 @@ def test_close_that_fails_is_as_good() -> None:
     adapter.close(conn, LIMIT)
 
 
+# -- credentials, questions, forked children ---------------------------------------------------------
+
+
+def test_credentials_stand_in_place_of_keyword_arguments_for_one_dial() -> None:
+    seen: list[dict[str, str]] = []
+
+    def connect(**given: str) -> FakeConnection:
+        seen.append(given)
+        return made_by("somedriver")
+
+    adapter = DBAPIAdapter(connect, user="a", host="h")
+    for credentials in (None, {"user": "b", "password": "c"}, {}):
+        adapter.connect(LIMIT, credentials)
+    assert seen == [
+        {"user": "a", "host": "h"},
+        {"user": "b", "password": "c", "host": "h"},
+        {"user": "a", "host": "h"},
+    ]
+    DBAPIAdapter.around(connect).connect(LIMIT, {"user": "b"})
+    assert seen[3] == {}
+
+
+def test_unknown_driver_is_not_asked_what_it_might_not_know() -> None:
+    conn = made_by("somedriver")
+    adapter, _ = adopted(conn)
+    assert adapter.idle_limit(conn, LIMIT) is None
+    assert adapter.writable(conn, LIMIT)
+    assert conn.asked == []
+
+
+def test_connection_without_a_descriptor_is_refused_in_a_child() -> None:
+    conn = made_by("somedriver")
+    adapter, baseline = adopted(conn)
+    adapter.forget(conn)
+    uses: list[Callable[[], object]] = [
+        lambda: adapter.ping(conn, LIMIT),
+        lambda: adapter.begin(conn),
+        lambda: adapter.commit(conn),
+        lambda: adapter.rollback(conn, LIMIT),
+        lambda: adapter.restore(conn, baseline, LIMIT),
+        lambda: adapter.idle_limit(conn, LIMIT),
+        lambda: adapter.writable(conn, LIMIT),
+    ]
+    for use in uses:
+        with pytest.raises(ConnectionError) as caught:
+            use()
+        assert adapter.fault(caught.value, dialling=False) is Fault.DEAD
+    assert adapter.verdict(conn, baseline) is Verdict.BROKEN
+    assert not adapter.alive(conn)
+    assert conn.asked == []
+
+
+def test_connection_that_was_forgotten_is_never_closed_nor_freed() -> None:
+    closed: list[bool] = []
+
+    def forget() -> weakref.ref[Any]:
+        conn = made_by("somedriver", close=lambda self: closed.append(True))
+        adapter, _ = adopted(conn)
+        adapter.forget(conn)
+        adapter.close(conn, LIMIT)
+        adapter.abort(conn)
+        ref = weakref.ref(conn)
+        del conn
+        adapter.connect(LIMIT)
+        return ref
+
+    ref = forget()
+    gc.collect()
+    assert ref() is not None
+    assert not closed
+
+
+def test_child_does_not_close_what_its_parent_has_aborted() -> None:
+    closed: list[bool] = []
+    held: list[Any] = [made_by("somedriver", close=lambda self: closed.append(True))]
+    adapter = DBAPIAdapter.around(lambda: made_by("somedriver"))
+    adapter.abort(held[0])
+
+    def child() -> None:
+        held.clear()
+        adapter.connect(LIMIT)
+        assert not closed
+
+    assert in_forked_child(child) == ""
+    held.clear()
+    adapter.connect(LIMIT)
+    assert closed == [True], "the parent itself closes it as ever"
+
+
 # -- faults ------------------------------------------------------------------------------------------
+
+
+class OracleCode:
+    """What Oracle's drivers have for an argument."""
+
+    def __init__(self, code: int, text: str) -> None:
+        self.code, self.text = code, text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize(
+    ("key", "exc"),
+    [
+        (4711, OperationalError(4711, "x")),
+        (4711, type("E", (OperationalError,), {"errno": 4711})("x")),
+        (12519, OperationalError(OracleCode(12519, "TNS"))),
+        ("ORA-12519", OperationalError(OracleCode(12519, "ora-12519: TNS"))),
+        ("XX123", OperationalError("XX123", "[XX123] x")),
+        ("XX", OperationalError("XX123", "[XX123] x")),
+        ("Lost The Thread", OperationalError("we have lost the thread")),
+        ("08006", OperationalError("08006", "[08006] what is known here as DEAD")),
+    ],
+)
+@pytest.mark.parametrize("dialling", [False, True])
+def test_users_table_of_faults_comes_before_ours(key: str | int, exc: Exception, dialling: bool) -> None:
+    adapter = DBAPIAdapter.around(FakeConnection)
+    assert adapter.fault(exc, dialling=dialling) is not Fault.FULL
+    adapter.faults = {key: Fault.FULL, "nothing": Fault.AUTH}
+    assert adapter.fault(exc, dialling=dialling) is Fault.FULL
+    assert DBAPIAdapter.around(FakeConnection).fault(exc, dialling=dialling) is not Fault.FULL
+
+    class OwnAdapter(DBAPIAdapter):
+        faults = {key: Fault.FULL}  # noqa: RUF012 # as a user writes it
+
+    assert OwnAdapter.around(FakeConnection).fault(exc, dialling=dialling) is Fault.FULL
+
+
+def test_what_is_more_exact_in_a_table_of_faults_comes_first() -> None:
+    adapter = DBAPIAdapter.around(FakeConnection)
+    adapter.faults = {"sad": Fault.AUTH, "XX": Fault.DEAD, "XX123": Fault.FULL}
+    assert adapter.fault(OperationalError("XX123", "sad"), dialling=False) is Fault.FULL
+    assert adapter.fault(OperationalError("XX999", "sad"), dialling=False) is Fault.DEAD
+    assert adapter.fault(OperationalError("YY999", "sad"), dialling=False) is Fault.AUTH
+    assert adapter.fault(OperationalError("YY999", "XX"), dialling=False) is Fault.ORDINARY
+
+
+def test_table_of_faults_is_for_errors_of_drivers() -> None:
+    adapter = DBAPIAdapter.around(FakeConnection)
+    adapter.faults = {"sad": Fault.AUTH}
+    assert adapter.fault(ValueError("sad"), dialling=False) is Fault.ORDINARY
+    assert adapter.fault(PoolTimeout("sad"), dialling=False) is Fault.ORDINARY
 
 
 class SQLStateError(OperationalError):
@@ -1117,6 +1436,15 @@ MySQLError = type("OperationalError", (Error,), {"__module__": "MySQLdb"})
         (MySQLError(1040, "Too many connections"), Fault.FULL),
         (MySQLError(1045, "Access denied"), Fault.AUTH),
         (MySQLError(1213, "Deadlock found"), Fault.ORDINARY),
+        (SQLStateError("25006"), Fault.DEMOTED),
+        (SQLStateError("57P04"), Fault.DEAD),
+        (SQLStateError("3D000"), Fault.ORDINARY),
+        (MySQLError(1290, "running with the --read-only option"), Fault.DEMOTED),
+        (MySQLError(1290, "running with the --secure-file-priv option"), Fault.ORDINARY),
+        (MySQLError(1836, "Running in read-only mode"), Fault.DEMOTED),
+        (MySQLError(1049, "Unknown database"), Fault.ORDINARY),
+        (OperationalError("SSL SYSCALL error: EOF detected"), Fault.DEAD),
+        (PoolTimeout("no connection within 5 s"), Fault.ORDINARY),
         (OperationalError(2006), Fault.ORDINARY),  # not MySQL's number
         (OperationalError("server closed the connection unexpectedly"), Fault.DEAD),
         (InterfaceError("connection already closed"), Fault.DEAD),
@@ -1139,6 +1467,14 @@ def test_error_of_a_statement(exc: Exception, fault: Fault) -> None:
         (OperationalError("FATAL:  sorry, too many clients already"), Fault.FULL),
         (OperationalError("FATAL:  the database system is starting up"), Fault.STARTING),
         (OperationalError("ORA-01017: invalid username/password; logon denied"), Fault.AUTH),
+        (OperationalError('FATAL:  database "a" does not exist'), Fault.AUTH),
+        (OperationalError("SSL error: certificate verify failed"), Fault.AUTH),
+        (OperationalError("server does not support SSL, but SSL was required"), Fault.AUTH),
+        (OperationalError("FATAL:  the database system is not yet accepting connections"), Fault.STARTING),
+        (SQLStateError("3D000"), Fault.AUTH),
+        (MySQLError(1049, "Unknown database"), Fault.AUTH),
+        (MySQLError(2026, "SSL connection error: certificate verify failed"), Fault.AUTH),
+        (MySQLError(2026, "SSL connection error: unexpected eof while reading"), Fault.DEAD),
         (OperationalError("connection refused"), Fault.DEAD),
         (ConnectionRefusedError(111, "Connection refused"), Fault.DEAD),
         (TypeError("connect() got an unexpected keyword"), Fault.ORDINARY),

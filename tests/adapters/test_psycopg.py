@@ -9,7 +9,9 @@ import socket
 import sys
 import threading
 import timeit
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -20,15 +22,19 @@ from psycopg import errors, pq
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import dict_row, namedtuple_row
 from psycopg.types.string import TextLoader
-from servers import FaultProxy, PostgreSQL, free_port
+from servers import FaultProxy, PgBouncer, PostgreSQL, free_port
+from servers.certificate import make_certificate
+from servers.standby import Standby
 
-from adapters.contract import LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
+from adapters.contract import LIMIT, SHORT, SOON, AdapterContract, Harness, Lent, in_forked_child
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
+from connpool.adapters import psycopg as adapters_psycopg
 from connpool.adapters.psycopg import (
     PsycopgAdapter,
     PsycopgPoolTimeout,
     PsycopgPoolUnavailable,
 )
+from connpool.adapters.sockets import KEEPALIVE, USER_TIMEOUT
 from connpool.errors import PoolMisuse, PoolTimeout
 from connpool.reset import Part
 
@@ -72,9 +78,49 @@ class PsycopgHarness(Harness):
         with FaultProxy(self.server.address) as proxy:
             yield self.make({**self.params, "port": proxy.port}), proxy.black_hole
 
+    def refused(self) -> tuple[Adapter[Any], Mapping[str, Any]]:
+        own, user = {**self.params, "user": "nobody"}, self.params["user"]
+        return self.make(own), {"user": user, "password": SECRET}
+
+    def idle_limited(self) -> tuple[Adapter[Any], float]:
+        return self.make({**self.params, "options": "-c idle_session_timeout=1500ms"}), 1.5
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Do what a failover often begins with: no transaction can write any more unless it asks to."""
+
+        def switch(alter: str, value: str) -> None:
+            self.server.execute(f"alter system {alter}")
+            self.server.execute("select pg_reload_conf()")
+            until = monotonic() + SOON
+            while self.server.execute("show default_transaction_read_only") != [(value,)]:
+                assert monotonic() < until
+
+        switch("set default_transaction_read_only = on", "on")
+        try:
+            yield
+        finally:
+            switch("reset default_transaction_read_only", "off")
+
+    def tuned(self) -> tuple[Adapter[Any], Mapping[str, int]]:
+        # The first is what the kernel has for a default: only libpq knows that it is wanted.
+        tuned = {"keepalives_idle": 7200, "keepalives_interval": 25, "tcp_user_timeout": 5000}
+        expected = {
+            "SO_KEEPALIVE": 1,
+            "TCP_KEEPIDLE": 7200,
+            "TCP_KEEPINTVL": 25,
+            "TCP_KEEPCNT": KEEPALIVE["TCP_KEEPCNT"],
+            "TCP_USER_TIMEOUT": 5000,
+        }
+        return self.make({**self.params, **tuned}), expected
+
     def fail(self, conn: psycopg.Connection) -> None:
         with pytest.raises(errors.DivisionByZero):
             conn.execute("select 1 / 0")
+
+    def begin_read_only(self, conn: psycopg.Connection) -> None:
+        conn.read_only = True
+        conn.execute("select 1")
 
     def leave_unread(self, conn: psycopg.Connection) -> object:
         rows = conn.cursor().stream("select generate_series(1, 10)")
@@ -177,6 +223,29 @@ class TestTLS(AdapterContract):
         with system_postgresql.database() as database:
             yield PsycopgHarness(system_postgresql, database)
 
+    def test_a_bad_certificate_is_refused_for_good(self, harness: PsycopgHarness, tmp_path: Path) -> None:
+        other, key = make_certificate(tmp_path)
+        nowhere = str(tmp_path / "nowhere.crt")
+        for what, changes in {
+            "another authority's": {"sslrootcert": str(other)},
+            "another host's": {"host": "elsewhere.example", "hostaddr": "127.0.0.1"},
+            "no authority": {"sslrootcert": nowhere},
+            "no key of ours": {"sslcert": str(other), "sslkey": nowhere},
+            "no certificate in the file": {"sslcert": str(key), "sslkey": str(key)},
+        }.items():
+            adapter = harness.make({**harness.params, **changes})
+            with pytest.raises(psycopg.OperationalError) as caught:
+                adapter.connect(LIMIT)
+            assert adapter.fault(caught.value, dialling=True) is Fault.AUTH, (what, caught.value)
+
+    def test_the_users_tls_is_passed_on_untouched(self, harness: PsycopgHarness) -> None:
+        adapter = harness.make({**harness.params, "host": "localhost", "ssl_min_protocol_version": "TLSv1.3"})
+        conn = adapter.connect(LIMIT)
+        options = {option.keyword: option.val for option in conn.pgconn.info}
+        assert options[b"sslmode"] == b"verify-full"
+        assert options[b"ssl_min_protocol_version"] == b"TLSv1.3"
+        adapter.close(conn, SOON)
+
     def test_it_is_tls(self, lent: Lent) -> None:
         assert lent.conn.pgconn.ssl_in_use
 
@@ -193,6 +262,8 @@ class TestAround(AdapterContract):
     @pytest.fixture
     def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> Harness:
         class AroundHarness(PsycopgHarness):
+            lacks: Mapping[str, str] = {"credentials": "a callable finds its own"}
+
             def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
                 return PsycopgAdapter.around(lambda: psycopg.connect(**params))
 
@@ -905,6 +976,29 @@ def test_an_address_that_swallows_everything_leaves_time_for_the_next(
         conn.close()
 
 
+@pytest.mark.parametrize("answer", [b"", b"S", b"N"])
+def test_a_dial_keeps_its_limit_whatever_the_other_side_says_before_it_falls_silent(answer: bytes) -> None:
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        client, _ = server.accept()
+        kept.append(client)
+        client.recv(8)
+        client.send(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        adapter: PsycopgAdapter[Any] = PsycopgAdapter(
+            host="127.0.0.1", port=server.getsockname()[1], user="x", sslmode="prefer"
+        )
+        began = monotonic()
+        with pytest.raises(errors.ConnectionTimeout):
+            adapter.connect(0.3)
+        assert 0.3 <= monotonic() - began < 1.3
+    for client in kept:
+        client.close()
+
+
 def test_a_dial_to_several_addresses_keeps_one_limit_and_tells_of_each(
     postgresql: PostgreSQL,
 ) -> None:
@@ -993,6 +1087,16 @@ def test_a_full_server_is_full(guarded: PostgreSQL) -> None:
         ("FATAL:  no more connections allowed (max_client_conn)", Fault.FULL),
         ('FATAL:  no pg_hba.conf entry for host "::1"', Fault.AUTH),
         ("FATAL:  SASL authentication failed", Fault.AUTH),
+        ("SSL error: certificate verify failed", Fault.AUTH),
+        ('server certificate for "a" does not match host name "b"', Fault.AUTH),
+        ("SSL error: tlsv1 alert unknown ca", Fault.AUTH),
+        ("SSL error: tlsv13 alert certificate required", Fault.AUTH),
+        ("FATAL:  connection requires a valid client certificate", Fault.AUTH),
+        ("channel binding required, but SSL not in use", Fault.AUTH),
+        ('authentication method requirement "scram-sha-256" failed: no request', Fault.AUTH),
+        ("SSL error: unexpected eof while reading", Fault.DEAD),
+        ("SSL SYSCALL error: EOF detected", Fault.DEAD),
+        ("session is read-only", Fault.DEAD),
         ('FATAL:  el rol "app" está de vacaciones', Fault.DEAD),
         ("no host: refused\n- b: FATAL:  the database system is starting up", Fault.STARTING),
     ],
@@ -1000,6 +1104,330 @@ def test_a_full_server_is_full(guarded: PostgreSQL) -> None:
 def test_a_refusal_is_told_by_its_text(adapter: PsycopgAdapter[Any], text: str, fault: Fault) -> None:
     error = psycopg.OperationalError(f"connection failed: {text}")
     assert adapter.fault(error, dialling=True) is fault
+
+
+def test_a_server_without_tls_is_no_server_for_one_who_demands_it(postgresql: PostgreSQL) -> None:
+    adapter = changed(postgresql, sslmode="require")
+    with pytest.raises(psycopg.OperationalError) as caught:
+        adapter.connect(LIMIT)
+    assert adapter.fault(caught.value, dialling=True) is Fault.AUTH, caught.value
+
+
+def test_a_name_is_resolved_anew_at_each_dial(
+    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = ["127.0.0.1"]
+
+    def resolve(host: str, port: int, *_: object, **__: object) -> list[Any]:
+        assert host == "db.example"
+        family, kind = socket.AF_INET, socket.SOCK_STREAM
+        return [(family, kind, 6, "", (address, int(port))) for address in addresses]
+
+    adapter = changed(postgresql, host="db.example")
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    conn = adapter.connect(LIMIT)
+    assert conn.info.hostaddr == "127.0.0.1"
+    adapter.close(conn, SOON)
+    addresses[:] = ["127.0.0.2"]
+    with pytest.raises(psycopg.OperationalError, match=r"127\.0\.0\.2"):
+        adapter.connect(LIMIT)
+    addresses[:] = ["127.0.0.2", "127.0.0.1"]
+    adapter.close(adapter.connect(LIMIT), SOON)
+
+
+# -- credentials
+
+
+def test_a_password_comes_from_the_credentials_alone(guarded: PostgreSQL) -> None:
+    params = guarded.params_for(user="locked")
+    url = f"postgresql://locked:wrong@{guarded.host}:{guarded.port}/{guarded.dbname}"
+    accepted = {"password": SECRET}
+    for adapter in (
+        PsycopgAdapter(url),
+        PsycopgAdapter(**params, passfile="/nowhere"),
+        PsycopgAdapter(**params, password="wrong"),
+        PsycopgAdapter("password=wrong", **params, password="wronger"),
+    ):
+        conn = adapter.connect(LIMIT, accepted)
+        assert conn.pgconn.used_password
+        adapter.close(conn, SOON)
+        with pytest.raises(psycopg.OperationalError) as caught:
+            adapter.connect(LIMIT)
+        assert adapter.fault(caught.value, dialling=True) is Fault.AUTH
+        assert SECRET not in f"{adapter!r} {caught.value}"
+
+
+def test_a_credential_of_none_takes_the_adapters_own_away(guarded: PostgreSQL) -> None:
+    right = PsycopgAdapter(f"password={SECRET} passfile=/nowhere", **guarded.params_for(user="locked"))
+    right.close(right.connect(LIMIT), SOON)
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        right.connect(LIMIT, {"password": None})
+
+
+def test_credentials_that_libpq_does_not_know_are_refused_and_not_repeated(
+    adapter: PsycopgAdapter[Any],
+) -> None:
+    with pytest.raises(PoolMisuse, match="pasword") as caught:
+        adapter.connect(LIMIT, {"pasword": SECRET})
+    assert SECRET not in f"{caught.value} {caught.value.__cause__} {caught.value.__context__}"
+
+
+# -- what the kernel watches
+
+
+def tcp(conn: psycopg.Connection[Any], name: str) -> int:
+    with socket.socket(fileno=os.dup(conn.fileno())) as twin:
+        level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+        return twin.getsockopt(level, getattr(socket, name))
+
+
+def test_keepalives_that_the_user_has_switched_off_stay_off(
+    postgresql: PostgreSQL, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(changed(postgresql, keepalives=0))
+    assert tcp(lent.conn, "SO_KEEPALIVE") == 0
+    assert tcp(lent.conn, "TCP_USER_TIMEOUT") == USER_TIMEOUT
+    lent = lend(changed(postgresql, tcp_user_timeout=0))
+    assert tcp(lent.conn, "TCP_USER_TIMEOUT") == 0
+    assert tcp(lent.conn, "TCP_KEEPIDLE") == KEEPALIVE["TCP_KEEPIDLE"]
+
+
+def test_a_unix_socket_is_left_alone(postgresql: PostgreSQL, lend: Callable[..., Lent]) -> None:
+    lent = lend(changed(postgresql, host=str(postgresql.directory)))
+    assert tcp(lent.conn, "SO_KEEPALIVE") == 0
+    assert lent.verdict() is Verdict.CLEAN
+
+
+# -- the server's own limit
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", None),
+        ("1", 0.001),
+        ("1500", 1.5),
+        ("90s", 90.0),
+        ("2min", 120.0),
+        ("36h", 129_600.0),
+        ("7d", 604_800.0),
+    ],
+)
+@pytest.mark.parametrize("style", ["postgres", "sql_standard", "iso_8601"])
+def test_an_idle_limit_is_told_in_seconds_whatever_its_unit(
+    postgresql: PostgreSQL, lend: Callable[..., Lent], value: str, seconds: float | None, style: str
+) -> None:
+    options = f"-c idle_session_timeout=0 -c intervalstyle={style}"
+    lent = lend(changed(postgresql, options=options))
+    lent.conn.execute(f"set idle_session_timeout = '{value}'")  # which counts in no transaction
+    assert lent.adapter.idle_limit(lent.conn, LIMIT) == seconds
+    assert lent.verdict() is Verdict.DIRTY
+
+
+def test_what_cannot_be_asked_is_no_limit_and_no_harm(
+    lend: Callable[..., Lent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, unknown, old = lend(), lend(), lend()
+    with pytest.raises(errors.DivisionByZero):
+        failed.conn.execute("select 1 / 0")
+    assert failed.adapter.idle_limit(failed.conn, LIMIT) is None
+    assert failed.verdict() is Verdict.FAILED
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters_psycopg, "_IDLE_LIMIT", "show no_such_setting")
+        patch.setattr(adapters_psycopg, "_IS_READ_ONLY", "show no_such_setting")
+        assert unknown.adapter.idle_limit(unknown.conn, LIMIT) is None
+        assert unknown.adapter.writable(unknown.conn, LIMIT)
+        assert unknown.verdict() is Verdict.CLEAN
+    monkeypatch.setattr(adapters_psycopg, "_MODERN", 990_000)
+    assert old.adapter.idle_limit(old.conn, LIMIT) is None
+
+
+def test_a_question_to_a_session_that_has_ended_raises(
+    postgresql: PostgreSQL, lend: Callable[..., Lent]
+) -> None:
+    for question in ("idle_limit", "writable"):
+        lent = lend()
+        postgresql.execute("select pg_terminate_backend(%s)", lent.conn.info.backend_pid)
+        wait_readable(lent.conn)
+        with pytest.raises(psycopg.Error) as caught:
+            getattr(lent.adapter, question)(lent.conn, LIMIT)
+        assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEAD
+        assert lent.verdict() is Verdict.BROKEN
+
+
+# -- whether it can write
+
+
+@pytest.fixture(scope="module", params=["wheel", "system"])
+def standby(request: pytest.FixtureRequest) -> Iterator[Standby]:
+    fixture = "postgresql" if request.param == "wheel" else "system_postgresql"
+    with Standby(request.getfixturevalue(fixture)) as server:
+        yield server
+
+
+def test_a_standby_is_not_writable_until_it_is_promoted(
+    standby: Standby, lend: Callable[..., Lent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter: PsycopgAdapter[Any] = PsycopgAdapter(**standby.params)
+    lent, failed = lend(adapter), lend(adapter)
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters_psycopg, "_MODERN", 990_000)  # as of a server that reports nothing
+        assert not adapter.writable(lent.conn, LIMIT)
+        assert lent.verdict() is Verdict.CLEAN
+    assert not adapter.writable(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    with pytest.raises(errors.ReadOnlySqlTransaction) as caught:
+        failed.conn.execute("create table never ()")
+    assert adapter.fault(caught.value, dialling=False) is Fault.DEMOTED
+    assert not adapter.writable(failed.conn, LIMIT), "it is reported, and need not be asked"
+    assert failed.verdict() is Verdict.FAILED
+    lent.conn.execute("select 1")
+    assert not adapter.writable(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.DIRTY
+    lent.conn.rollback()
+    standby.promote()
+    assert adapter.writable(lent.conn, LIMIT), "what was reported at connect is out of date"
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def test_to_ask_whether_it_can_write_takes_no_snapshot(lent: Lent) -> None:
+    lent.conn.execute("show timezone")
+    assert lent.adapter.writable(lent.conn, LIMIT)
+    lent.conn.execute("set transaction isolation level repeatable read")  # refused after a snapshot
+
+
+def test_a_session_that_its_borrower_made_read_only_is_not_to_be_lent_again(lent: Lent) -> None:
+    lent.conn.execute("set default_transaction_read_only = on")
+    lent.conn.commit()
+    assert not lent.adapter.writable(lent.conn, LIMIT)
+    with pytest.raises(errors.ReadOnlySqlTransaction):
+        lent.conn.execute("create table never ()")
+    assert not lent.adapter.writable(lent.conn, LIMIT)
+
+
+def test_a_primary_behind_pgbouncer_is_asked_itself(
+    pgbouncer: PgBouncer, postgresql_behind_pgbouncer: PostgreSQL, lend: Callable[..., Lent]
+) -> None:
+    adapter: PsycopgAdapter[Any] = PsycopgAdapter(**pgbouncer.params)
+    lent = lend(adapter)
+    assert adapter.writable(lent.conn, LIMIT)
+    harness = PsycopgHarness(postgresql_behind_pgbouncer, "")
+    with harness.read_only():
+        until = monotonic() + SOON
+        while adapter.writable(lent.conn, LIMIT):
+            assert monotonic() < until
+        assert lent.verdict() is Verdict.CLEAN
+    assert adapter.idle_limit(lent.conn, LIMIT) is None
+
+
+# -- a forked child
+
+
+def test_a_child_finds_every_way_to_the_parents_session_closed(
+    postgresql: PostgreSQL, lend: Callable[..., Lent]
+) -> None:
+    lent = lend()
+    conn = lent.conn
+    cursor = conn.execute("select 1")
+    pid = conn.info.backend_pid
+    old = conn.pgconn
+
+    def child() -> None:
+        lent.adapter.forget(conn)
+        assert lent.verdict() is Verdict.BROKEN
+        assert conn.closed
+        assert conn.broken
+        for use in (
+            lambda: cursor.execute("select 1"),
+            lambda: conn.execute("select 1"),
+            lambda: next(cursor.stream("select 1")),
+            conn.commit,
+            conn.rollback,
+            lambda: lent.adapter.begin(conn),
+            lambda: lent.adapter.commit(conn),
+            lambda: lent.adapter.idle_limit(conn, LIMIT),
+            lambda: lent.adapter.writable(conn, LIMIT),
+        ):
+            with pytest.raises(psycopg.OperationalError):
+                use()
+        conn.cancel_safe(timeout=1)  # would be the parent's statement
+        assert old.exec_(b"select 1").status == pq.ExecStatus.FATAL_ERROR
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            conn.close()
+        fresh = Lent(lent.adapter)
+        assert fresh.conn.info.backend_pid != pid
+        fresh.conn.execute("select 1")
+        lent.adapter.close(fresh.conn, SOON)
+
+    assert in_forked_child(child) == ""
+    assert conn.execute("select pg_backend_pid()").fetchone() == (pid,)
+    conn.commit()
+    assert lent.verdict() is Verdict.CLEAN
+
+
+def test_a_child_does_not_wait_for_a_thread_that_it_has_not(lent: Lent) -> None:
+    conn, cursor = lent.conn, lent.conn.cursor()
+    pid = conn.info.backend_pid
+
+    def child() -> None:
+        lent.adapter.forget(conn)
+        assert lent.verdict() is Verdict.BROKEN
+        began = monotonic()
+        for use in (lambda: cursor.execute("select 1"), conn.commit, conn.rollback):
+            with pytest.raises(psycopg.OperationalError):
+                use()
+        conn.close()
+        assert monotonic() - began < SOON
+
+    result: list[Any] = []
+
+    def borrow() -> None:
+        result.append(conn.execute("select pg_sleep(2), pg_backend_pid()").fetchone())
+
+    thread = threading.Thread(target=borrow, daemon=True)
+    thread.start()
+    while conn.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+        thread.join(0.01)
+    assert in_forked_child(child) == ""
+    assert not result, "the thread is still inside"
+    thread.join(SOON)
+    assert result[0][1] == pid
+
+
+def test_a_parent_that_dies_is_seen_by_the_server_while_its_child_lives(
+    postgresql: PostgreSQL, adapter: PsycopgAdapter[Any]
+) -> None:
+    """The child of a killed worker must not keep its sessions, with their locks, alive."""
+    marked: PsycopgAdapter[Any] = PsycopgAdapter(adapter._conninfo, application_name="orphan")
+    here, there = os.pipe()
+
+    def parent() -> None:
+        lent = Lent(marked)
+        lent.conn.execute("select 1")
+        if os.fork():
+            select.select([here], [], [], SOON)  # the child has forgotten
+            os._exit(0)  # says no goodbye
+        marked.forget(lent.conn)
+        os.write(there, b"forgotten")
+        stop = socket.create_connection(rendezvous.getsockname())
+        stop.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as rendezvous:
+        rendezvous.settimeout(SOON)
+        ended = threading.Thread(target=lambda: results.append(in_forked_child(parent)), daemon=True)
+        results: list[str] = []
+        ended.start()
+        child, _ = rendezvous.accept()
+        with child:
+            until = monotonic() + SOON
+            while postgresql.census(application_name="orphan"):
+                assert monotonic() < until, "the child keeps the session alive"
+            assert ended.is_alive(), "the child lives, and holds the pipe"
+        ended.join(SOON)
+    os.close(here)
+    os.close(there)
+    assert results == [""]
 
 
 # -- faults

@@ -19,11 +19,13 @@ from pymysql.constants import CLIENT, FIELD_TYPE
 from pymysql.converters import conversions
 from pymysql.cursors import Cursor, DictCursor, SSCursor
 from servers import FaultProxy, MariaDB, free_port
+from servers.certificate import make_certificate
 
 from adapters.contract import FINISHED, FULL, LIMIT, SHORT, SOON, AdapterContract, Harness, Lent
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
 from connpool.adapters import pymysql as module
 from connpool.adapters.pymysql import PyMySQLAdapter, PyMySQLPoolTimeout, PyMySQLPoolUnavailable
+from connpool.adapters.sockets import KEEPALIVE, ready
 from connpool.errors import PoolMisuse
 from connpool.reset import Part
 
@@ -35,6 +37,7 @@ SECRET = "geh:eim/4711"
 class PyMySQLHarness(Harness):
     operational_error = pymysql.err.OperationalError
     lacks: Mapping[str, str] = {"fail": "a failed statement fails alone, the transaction lives on"}
+    idle_limit = 28_800.0
 
     def __init__(self, server: MariaDB, database: str) -> None:
         self.server = server
@@ -70,6 +73,37 @@ class PyMySQLHarness(Harness):
     def black_hole(self) -> Iterator[tuple[Adapter[Any], Callable[[], object]]]:
         with FaultProxy(self.server.address) as proxy:
             yield self.make({**self.params, "port": proxy.port}), proxy.black_hole
+
+    def refused(self) -> tuple[Adapter[Any], Mapping[str, Any]]:
+        user, password = self.params["user"], self.params["password"]
+        return self.make({**self.params, "user": "nobody"}), {"user": user, "password": password}
+
+    def idle_limited(self) -> tuple[Adapter[Any], float]:
+        return self.make({**self.params, "init_command": "set wait_timeout = 1"}), 1.0
+
+    def read_only(self) -> contextlib.AbstractContextManager[object]:
+        return read_only(self.server)
+
+    def tuned(self) -> tuple[Adapter[Any], Mapping[str, int]]:
+        expected = {
+            "SO_KEEPALIVE": 1,
+            "TCP_KEEPIDLE": 700,
+            "TCP_KEEPINTVL": 25,
+            "TCP_KEEPCNT": KEEPALIVE["TCP_KEEPCNT"],
+            "TCP_USER_TIMEOUT": 5000,
+        }
+
+        def connect() -> Any:  # there is no parameter for it
+            conn: Any = pymysql.connect(**self.params)
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_USER_TIMEOUT"):
+                conn._sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), expected[name])
+            return conn
+
+        return PyMySQLAdapter.around(connect), expected
+
+    def fileno(self, conn: Any) -> int:
+        fileno: int = conn._sock.fileno()
+        return fileno
 
     def set_autocommit(self, conn: Any) -> None:
         conn.autocommit(True)
@@ -140,6 +174,15 @@ class PyMySQLHarness(Harness):
         return found
 
 
+@contextlib.contextmanager
+def read_only(server: MariaDB) -> Iterator[None]:
+    server.execute("set global read_only = 1")
+    try:
+        yield
+    finally:
+        server.execute("set global read_only = 0")
+
+
 def wait_readable(conn: Any) -> None:
     poll = select.poll()
     poll.register(conn._sock, select.POLLIN)
@@ -173,6 +216,11 @@ class TestAround(AdapterContract):
     @pytest.fixture
     def harness(self, mariadb: MariaDB, mariadb_database: str) -> Harness:
         class AroundHarness(PyMySQLHarness):
+            lacks: Mapping[str, str] = {
+                **PyMySQLHarness.lacks,
+                "credentials": "a callable finds its own",
+            }
+
             def make(self, params: Mapping[str, Any]) -> Adapter[Any]:
                 return PyMySQLAdapter.around(lambda: pymysql.connect(**params))
 
@@ -1045,9 +1093,9 @@ def test_an_error_in_use_is_told_by_its_code(
     ("error", "fault"),
     [
         *((code(number), Fault.FULL) for number in (1040, 1203, 1226)),
-        *((code(number), Fault.AUTH) for number in (1044, 1045, 1049, 1698, 2059, 1130)),
+        *((code(number), Fault.AUTH) for number in (1044, 1045, 1049, 1698, 2059, 1130, 2026, 3159)),
         (code(1053), Fault.STARTING),
-        *((code(number), Fault.DEAD) for number in (2003, 2013, 2026, 9999)),
+        *((code(number), Fault.DEAD) for number in (2003, 2013, 9999)),
         (ConnectionRefusedError(111, "x"), Fault.DEAD),
         (pymysql.err.ProgrammingError(1064, "x"), Fault.ORDINARY),
         (PyMySQLPoolTimeout("another pool's"), Fault.DEAD),
@@ -1064,9 +1112,9 @@ def test_a_write_in_a_read_only_transaction_is_a_demotion(
     lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database)))
     run(lent.conn, "create table t (a int)")
     run(lent.conn, "start transaction read only")
-    with pytest.raises(pymysql.err.MySQLError) as caught:
+    with pytest.raises(pymysql.err.MySQLError) as refused:
         run(lent.conn, "insert into t values (1)")
-    assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEMOTED
+    assert lent.adapter.fault(refused.value, dialling=False) is Fault.DEMOTED
 
 
 # -- resets
@@ -1639,3 +1687,183 @@ def test_a_password_is_never_shown() -> None:
     params: dict[str, Any] = {"host": "db.example", "user": "me", "password": SECRET}
     assert repr(PyMySQLAdapter(**params)) == "PyMySQLAdapter(host='db.example', user='me')"
     assert SECRET not in repr(PyMySQLAdapter.around(partial(pymysql.connect, **params)))
+
+
+# -- what the server is like -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autocommit", [False, True, None])
+def test_asking_aside_leaves_all_as_if_nobody_had_asked(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent], autocommit: bool | None
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), autocommit=autocommit))
+    conn = lent.conn
+    run(conn, "create table t (a int auto_increment primary key)")
+
+    def fail() -> None:
+        with pytest.raises(pymysql.err.ProgrammingError):
+            run(conn, "select from")
+
+    for do in (
+        lambda: run(conn, "insert into t values (4711)"),
+        conn.begin,
+        fail,
+        conn.commit,
+        lambda: run(conn, "select 1"),
+        conn.rollback,
+        lambda: conn.ping(reconnect=False),
+    ):
+        do()
+        before = (lent.verdict(), conn.server_status, conn.insert_id(), conn.affected_rows(), conn._result)
+        assert lent.adapter.idle_limit(conn, LIMIT) == 28_800.0
+        assert lent.adapter.writable(conn, LIMIT)
+        after = (lent.verdict(), conn.server_status, conn.insert_id(), conn.affected_rows(), conn._result)
+        assert after == before
+    run(conn, "commit")
+    assert run(conn, "select @@in_transaction") == [(0,)]
+
+
+def test_asking_opens_no_transaction_at_the_server(mariadb: MariaDB, lent: Lent) -> None:
+    lent.adapter.idle_limit(lent.conn, LIMIT)
+    lent.adapter.writable(lent.conn, LIMIT)
+    mine = f"where trx_mysql_thread_id = {lent.conn.thread_id()}"
+    assert mariadb.execute(f"select count(*) from information_schema.innodb_trx {mine}") == [(0,)]
+    assert run(lent.conn, "select @@in_transaction") == [(0,)]
+
+
+def test_a_server_that_does_not_know_is_taken_for_an_ordinary_one(
+    lent: Lent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(wire: Any, statement: str) -> Any:
+        asked.append(statement)
+        return real(wire, f"{statement}, @@no_such_variable")
+
+    real = module._ask
+    monkeypatch.setattr(module, "_ask", ask)
+    assert lent.adapter.idle_limit(lent.conn, LIMIT) is None
+    assert lent.at_rest()
+    assert lent.adapter.writable(lent.conn, LIMIT)
+    assert len(asked) == 3
+    assert lent.at_rest()
+    assert lent.adapter.alive(lent.conn)
+
+
+def test_what_a_server_without_innodb_knows_is_enough(
+    mariadb: MariaDB, lent: Lent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = module._ARE_WRITES_REFUSED
+    monkeypatch.setattr(module, "_ARE_WRITES_REFUSED", (f"{first}, @@no_such_variable", second))
+    assert lent.adapter.writable(lent.conn, LIMIT)
+    with read_only(mariadb):
+        assert not lent.adapter.writable(lent.conn, LIMIT)
+
+
+@pytest.mark.parametrize(("value", "writable"), [("ON", False), ("OFF", True), ("NO_LOCK_NO_ADMIN", False)])
+def test_words_for_read_only_are_understood(
+    lent: Lent, monkeypatch: pytest.MonkeyPatch, value: str, writable: bool
+) -> None:
+    monkeypatch.setattr(module, "_ARE_WRITES_REFUSED", (f"select '{value}', 0",))
+    assert lent.adapter.writable(lent.conn, LIMIT) is writable
+
+
+def test_an_interactive_client_has_its_own_limit(mariadb: MariaDB, lend: Callable[..., Lent]) -> None:
+    mariadb.execute("set global interactive_timeout = 77")
+    try:
+        lent = lend(client_flag=CLIENT.INTERACTIVE)
+        assert lent.adapter.idle_limit(lent.conn, LIMIT) == 77.0
+    finally:
+        mariadb.execute("set global interactive_timeout = 28800")
+
+
+def test_a_session_that_its_server_has_ended_for_idleness_is_dead(lend: Callable[..., Lent]) -> None:
+    lent = lend(init_command="set wait_timeout = 1")
+    wait_readable(lent.conn)
+    with pytest.raises(pymysql.err.OperationalError) as caught:
+        run(lent.conn, "select 1")
+    assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEAD
+    assert lent.verdict() in FINISHED
+
+
+def test_a_write_to_a_read_only_server_means_that_it_was_demoted(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database)))
+    run(lent.conn, "create table t (a int)")
+    with read_only(mariadb), pytest.raises(pymysql.err.OperationalError) as caught:
+        run(lent.conn, "insert into t values (1)")
+    assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEMOTED
+    run(lent.conn, "start transaction read only")
+    with pytest.raises(pymysql.err.MySQLError) as caught:
+        run(lent.conn, "insert into t values (1)")
+    assert lent.adapter.fault(caught.value, dialling=False) is Fault.DEMOTED
+    assert lent.adapter.writable(lent.conn, LIMIT)
+
+
+# -- credentials and certificates --------------------------------------------------------------------
+
+
+def test_credentials_take_the_place_of_either_name_and_leave_the_rest(mariadb: MariaDB) -> None:
+    own: dict[str, Any] = {**mariadb.params, "autocommit": None, "init_command": "set @x = 5"}
+    password = own.pop("password")
+    for mine, theirs in (("passwd", "password"), ("password", "password")):
+        adapter: PyMySQLAdapter[Any] = PyMySQLAdapter(**{**own, mine: "wrong"})
+        conn = adapter.connect(LIMIT, {theirs: password, "init_command": None})
+        assert conn.autocommit_mode is None
+        assert run(conn, "select @x") == [(None,)]
+        adapter.close(conn, LIMIT)
+
+
+def test_credentials_that_pymysql_does_not_know_are_named_without_their_values(
+    adapter: PyMySQLAdapter[Any],
+) -> None:
+    with pytest.raises(PoolMisuse, match="no parameter token") as caught:
+        adapter.connect(LIMIT, {"token": SECRET})
+    assert SECRET not in str(caught.value)
+    with pytest.raises(PoolMisuse, match="defer_connect"):
+        adapter.connect(LIMIT, {"defer_connect": True})
+
+
+def test_what_is_wrong_with_certificates_is_not_cured_by_trying_again(
+    tls_mariadb: MariaDB, mariadb: MariaDB, tmp_path: Path
+) -> None:
+    right = tls_mariadb.params["ssl_ca"]
+    other, key = make_certificate(tmp_path)
+    empty, missing = tmp_path / "empty.pem", tmp_path / "missing.pem"
+    empty.touch()
+    cases: list[tuple[MariaDB, dict[str, Any]]] = [
+        (tls_mariadb, {"ssl_ca": str(other), "ssl_verify_cert": True}),
+        (tls_mariadb, {"ssl_ca": str(missing), "ssl_verify_cert": True}),
+        (tls_mariadb, {"ssl_ca": str(empty), "ssl_verify_cert": True}),
+        (tls_mariadb, {"ssl_ca": right, "ssl_cert": right, "ssl_key": str(key)}),  # another one's key
+        (mariadb, {"ssl_ca": right, "ssl_verify_cert": True}),  # which speaks no TLS
+    ]
+    for server, changes in cases:
+        adapter = changed(server, **changes)
+        with pytest.raises(Exception) as caught:  # noqa: PT011 # of several kinds
+            adapter.connect(LIMIT)
+        assert adapter.fault(caught.value, dialling=True) is Fault.AUTH, (changes, caught.value)
+
+
+def test_a_handshake_that_breaks_off_is_worth_another_try(tls_mariadb: MariaDB) -> None:
+    with FaultProxy(tls_mariadb.address) as proxy:
+        adapter = changed(tls_mariadb, port=proxy.port, ssl_verify_cert=True)
+        broken = pymysql.err.OperationalError(2003, "x")
+        broken.original_exception = ssl.SSLEOFError(8, "EOF occurred in violation of protocol")  # type: ignore[attr-defined] # as PyMySQL sets it
+        assert adapter.fault(broken, dialling=True) is Fault.DEAD
+        proxy.black_hole()
+        with pytest.raises(pymysql.err.OperationalError) as caught:
+            adapter.connect(SHORT)
+        assert adapter.fault(caught.value, dialling=True) is Fault.DEAD
+
+
+def test_forgetting_never_shuts_the_parents_session_down(lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Were there no descriptor left to lead nowhere, it must still not be a shutdown.
+    monkeypatch.setattr(module, "disconnect", lambda descriptor: None)
+    sock = lent.conn._sock
+    lent.adapter.forget(lent.conn)
+    assert not ready(sock.fileno(), 0.1), "the server has heard nothing and said nothing"
+    with pytest.raises(pymysql.err.InterfaceError):
+        run(lent.conn, "select 1")
+    sock.close()

@@ -1,7 +1,9 @@
 """sqlite3: the contract, and what only sqlite3 has."""
 
 import gc
+import os
 import sqlite3
+import subprocess
 import sys
 import threading
 import weakref
@@ -12,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from adapters.contract import FULL, LIMIT, AdapterContract, Harness, Lent
+from adapters.contract import FULL, LIMIT, AdapterContract, Harness, Lent, in_forked_child
 from connpool.adapter import Adapter, Fault, Verdict, adapter_for_url
-from connpool.adapters.sqlite import SQLiteAdapter
+from connpool.adapters.sqlite import Connection, SQLiteAdapter
 from connpool.errors import PoolMisuse
 from connpool.reset import Part
 
@@ -30,6 +32,10 @@ class SQLiteHarness(Harness):
             "fail": "an error leaves sqlite3's transactions as they are",
             "kill": "no server",
             "black_hole": "no network",
+            "keepalive": "no network",
+            "credentials": "nobody asks for them",
+            "idle_limit": "no server",
+            "read_only": "no server that could be switched",
         }
     )
 
@@ -49,6 +55,9 @@ class SQLiteHarness(Harness):
     def bad_dials(self) -> Any:
         nowhere = SQLiteAdapter(self.path / "no" / "such.db")
         return {"no directory": (nowhere, frozenset({Fault.DEAD}))}
+
+    def fileno(self, conn: sqlite3.Connection) -> int:
+        return -1  # it has no socket
 
     def set_autocommit(self, conn: sqlite3.Connection) -> None:
         conn.isolation_level = None
@@ -153,6 +162,8 @@ class TestAround(SQLiteContract):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> Harness:
         class AroundHarness(SQLiteHarness):
+            lacks = MappingProxyType({**SQLiteHarness.lacks, "forget": "only the adapter can refuse"})
+
             def adapter(self) -> Adapter[Any]:
                 return SQLiteAdapter.around(self.connect)
 
@@ -780,3 +791,261 @@ def test_use_after_close_is_dead(lent: Lent) -> None:
     lent.conn.close()
     error = caught(lambda: lent.conn.execute("SELECT 1"))
     assert lent.adapter.fault(error, dialling=False) is Fault.DEAD
+
+
+# -- whether it can write ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ["mode=ro", "immutable=1", "cache=private&immutable=true"])
+def test_database_opened_for_reading_takes_no_writes(lent: Lent, tmp_path: Path, query: str) -> None:
+    for adapter in (
+        SQLiteAdapter.from_url(f"sqlite:///{tmp_path}/app.db?{query}"),
+        SQLiteAdapter(f"file:{tmp_path}/app.db?{query}", uri=True),
+    ):
+        conn = adapter.connect(LIMIT)
+        adapter.adopt(conn)
+        assert not adapter.writable(conn, LIMIT)
+        adapter.close(conn, LIMIT)
+
+
+def test_database_whose_name_speaks_of_a_mode_takes_writes(tmp_path: Path) -> None:
+    for path in (tmp_path / "a?mode=ro", tmp_path / "b"):
+        adapter = SQLiteAdapter(path)
+        conn = adapter.connect(LIMIT)
+        assert adapter.writable(conn, LIMIT)
+        adapter.close(conn, LIMIT)
+
+
+def test_session_that_only_queries_takes_no_writes(lent: Lent) -> None:
+    lent.conn.execute("PRAGMA query_only = ON")
+    lent.conn.row_factory = sqlite3.Row
+    assert not lent.adapter.writable(lent.conn, LIMIT)
+    lent.conn.execute("PRAGMA query_only = OFF")
+    assert lent.adapter.writable(lent.conn, LIMIT)
+
+
+def test_file_that_does_not_let_itself_be_written_takes_no_writes(
+    lent: Lent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests may run as somebody who may write everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK)
+    assert not lent.adapter.writable(lent.conn, LIMIT)
+
+
+def test_who_may_not_ask_is_told_that_it_takes_writes(lent: Lent) -> None:
+    lent.conn.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+    assert lent.adapter.writable(lent.conn, LIMIT)
+
+
+def test_asking_takes_no_lock_and_waits_for_none(lent: Lent) -> None:
+    other = lent.adapter.connect(LIMIT)
+    other.execute("BEGIN EXCLUSIVE")
+    assert lent.adapter.writable(lent.conn, LIMIT)
+    other.rollback()
+    lent.adapter.close(other, LIMIT)
+
+
+def test_credentials_are_refused(adapter: SQLiteAdapter) -> None:
+    with pytest.raises(PoolMisuse, match="no credentials") as caught:
+        adapter.connect(LIMIT, {"password": "ge:heim"})
+    assert "heim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "dialling", "fault"),
+    [
+        (sqlite3.SQLITE_CANTOPEN, True, Fault.DEAD),
+        (sqlite3.SQLITE_NOTADB, True, Fault.AUTH),
+        (sqlite3.SQLITE_PERM, True, Fault.AUTH),
+        (sqlite3.SQLITE_BUSY, True, Fault.DEAD),
+        (sqlite3.SQLITE_IOERR_READ, False, Fault.DEAD),
+        (sqlite3.SQLITE_READONLY_DBMOVED, False, Fault.DEAD),
+        (sqlite3.SQLITE_READONLY, False, Fault.ORDINARY),
+        (sqlite3.SQLITE_NOTADB, False, Fault.ORDINARY),
+        (sqlite3.SQLITE_BUSY, False, Fault.ORDINARY),
+        (sqlite3.SQLITE_FULL, False, Fault.ORDINARY),
+    ],
+)
+def test_faults_by_result_code(adapter: SQLiteAdapter, code: int, dialling: bool, fault: Fault) -> None:
+    exc = sqlite3.OperationalError("x")
+    exc.sqlite_errorcode = code
+    assert adapter.fault(exc, dialling=dialling) is fault
+
+
+# -- forked children ---------------------------------------------------------------------------------
+
+
+def test_child_opens_a_file_anew_and_neither_harms_the_other(lent: Lent) -> None:
+    def child() -> None:
+        lent.adapter.forget(lent.conn)
+        conn = lent.adapter.connect(LIMIT)
+        lent.adapter.adopt(conn)
+        conn.execute("INSERT INTO t (a) VALUES (4)")
+        conn.commit()
+        lent.adapter.close(conn, LIMIT)
+
+    assert in_forked_child(child) == ""
+    lent.conn.execute("INSERT INTO t (a) VALUES (5)")
+    lent.conn.commit()
+    assert lent.conn.execute("SELECT a FROM t ORDER BY a").fetchall() == [(a,) for a in (1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("kind", ["by path", "by URI", "around", "another adapter", "through a link"])
+def test_child_refuses_a_file_in_wal_mode_that_its_parent_has_open(tmp_path: Path, kind: str) -> None:
+    # If it did not: the parent closes its last connection and deletes the log, for it sees no lock of
+    # the child's, which goes on writing to what nobody will ever read.
+    path = tmp_path / "wal.db"
+    made: Callable[[], SQLiteAdapter] = {
+        "by URI": lambda: SQLiteAdapter(f"file:{path}", uri=True),
+        "around": lambda: SQLiteAdapter.around(lambda: sqlite3.connect(path, check_same_thread=False)),
+    }.get(kind, lambda: SQLiteAdapter(path))
+    lent = Lent(made())
+    lent.conn.execute("PRAGMA journal_mode = WAL")
+    lent.conn.execute("CREATE TABLE t (a)")
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+
+    def child() -> None:
+        lent.adapter.forget(lent.conn)
+        adapter = lent.adapter
+        if kind == "another adapter":
+            adapter = SQLiteAdapter(path)
+        if kind == "through a link":
+            adapter = SQLiteAdapter(link)
+        for _ in range(2):
+            with pytest.raises(PoolMisuse, match=r"WAL mode.*before the fork"):
+                adapter.adopt(adapter.connect(LIMIT))
+        other = Lent(SQLiteAdapter(tmp_path / "other.db"))
+        assert other.at_rest(), "any other file is as good as before"
+
+    assert in_forked_child(child) == ""
+    lent.adapter.close(lent.conn, LIMIT)
+
+
+def test_child_refuses_a_file_with_an_open_transaction_of_its_parent(lent: Lent) -> None:
+    lent.conn.execute("INSERT INTO t (a) VALUES (4)")
+
+    def child() -> None:
+        lent.adapter.forget(lent.conn)
+        with pytest.raises(PoolMisuse, match="was in a transaction"):
+            lent.adapter.connect(LIMIT)
+
+    assert in_forked_child(child) == ""
+    lent.conn.commit()
+    assert lent.conn.execute("SELECT max(a) FROM t").fetchone() == (4,)
+
+
+def test_child_gets_a_copy_of_a_database_in_memory() -> None:
+    lent = Lent(SQLiteAdapter(":memory:"))
+    lent.conn.execute("CREATE TABLE t (a)")
+    lent.conn.execute("INSERT INTO t VALUES (1)")
+    lent.conn.commit()
+
+    def child() -> None:
+        lent.adapter.forget(lent.conn)
+        for a in (2, 3):
+            conn = lent.adapter.connect(LIMIT)
+            lent.adapter.adopt(conn)
+            conn.execute("INSERT INTO t VALUES (?)", (a,))
+            conn.commit()
+            lent.adapter.close(conn, LIMIT)
+        conn = lent.adapter.connect(LIMIT)
+        assert conn.execute("SELECT a FROM t").fetchall() == [(1,), (2,), (3,)]
+
+    assert in_forked_child(child) == ""
+    assert lent.conn.execute("SELECT a FROM t").fetchall() == [(1,)]
+    lent.conn.execute("INSERT INTO t VALUES (4)")
+
+    def other_child() -> None:
+        lent.adapter.forget(lent.conn)
+        lent.adapter.connect(LIMIT)
+
+    assert "was in a transaction" in in_forked_child(other_child)
+    lent.adapter.close(lent.conn, LIMIT)
+
+
+def test_child_whose_parent_is_about_to_open_an_anchor_does_not_wait_for_it() -> None:
+    adapter = SQLiteAdapter(":memory:")
+    with adapter._lock:
+        assert in_forked_child(lambda: adapter.adopt(adapter.connect(LIMIT))) == ""
+
+
+def test_every_use_of_a_parents_connection_is_refused_in_a_child(lent: Lent) -> None:
+    def child() -> None:
+        adapter, conn = lent.adapter, lent.conn
+        cursor = conn.cursor()
+        adapter.forget(conn)
+        assert isinstance(conn, Connection)
+        uses: list[Callable[[], object]] = [
+            lambda: conn.execute("SELECT 1"),
+            lambda: conn("SELECT 1"),
+            conn.__enter__,
+            lambda: conn.backup(conn),
+            lambda: conn.create_function("f", 0, print),
+            lambda: conn.blobopen("t", "b", 1, readonly=True),
+            lambda: conn.in_transaction,
+            lambda: setattr(conn, "isolation_level", None),
+            lambda: adapter.ping(conn, LIMIT),
+            lambda: adapter.begin(conn),
+            lambda: adapter.restore(conn, lent.baseline, LIMIT),
+            lambda: adapter.writable(conn, LIMIT),
+        ]
+        for use in uses:
+            with pytest.raises(sqlite3.ProgrammingError, match="it is the parent's") as caught:
+                use()
+            assert adapter.fault(caught.value, dialling=False) is Fault.DEAD
+        del cursor
+
+    assert in_forked_child(child) == ""
+
+
+def test_connection_of_sqlites_own_class_is_refused_by_the_adapter(tmp_path: Path) -> None:
+    lent = Lent(SQLiteAdapter.around(lambda: sqlite3.connect(tmp_path / "app.db", check_same_thread=False)))
+
+    def child() -> None:
+        adapter, conn = lent.adapter, lent.conn
+        adapter.forget(conn)
+        for use in (
+            lambda: adapter.ping(conn, LIMIT),
+            lambda: adapter.commit(conn),
+            lambda: adapter.rollback(conn, LIMIT),
+        ):
+            with pytest.raises(sqlite3.ProgrammingError, match="it is the parent's"):
+                use()
+        assert lent.verdict() is Verdict.BROKEN
+        assert not adapter.alive(conn)
+        adapter.close(conn, LIMIT)
+        assert conn.execute("SELECT 1").fetchone() == (1,), "it was not closed"
+
+    assert in_forked_child(child) == ""
+    lent.adapter.close(lent.conn, LIMIT)
+
+
+def test_interpreter_that_ends_in_a_child_does_not_roll_back_its_parents_transaction(tmp_path: Path) -> None:
+    # It frees the connection, which closes it: that plays the parent's journal back, and deletes it.
+    script = """
+import os, sqlite3, sys
+from connpool.adapters.sqlite import SQLiteAdapter
+
+adapter = SQLiteAdapter.around(lambda: sqlite3.connect(sys.argv[1], check_same_thread=False))
+conn = adapter.connect(5)
+conn.executescript("PRAGMA cache_size = 1; CREATE TABLE t (a, b)")
+conn.executemany("INSERT INTO t VALUES (?, ?)", [(a, "x" * 900) for a in range(200)])
+conn.commit()
+adapter.adopt(conn)
+conn.execute("UPDATE t SET b = replace(b, 'x', 'y')")
+assert os.path.exists(sys.argv[1] + "-journal")
+pid = os.fork()
+if pid == 0:
+    adapter.forget(conn)
+    sys.exit(0)
+os.waitpid(pid, 0)
+assert os.path.exists(sys.argv[1] + "-journal")
+conn.commit()
+print(conn.execute("SELECT count(*) FROM t WHERE b LIKE 'y%'").fetchone())
+print(conn.execute("PRAGMA integrity_check").fetchone())
+conn.close()
+"""
+    command = [sys.executable, "-W", "error", "-X", "dev", "-c", script, str(tmp_path / "app.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("(200,)\n('ok',)\n", "", 0)

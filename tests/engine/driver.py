@@ -14,7 +14,19 @@ from typing import Any, Generic, TypeVar
 
 from connpool.adapter import Verdict
 from connpool.engine.core import Core
-from connpool.engine.flows import Call, Ending, Flow, Flows, Operation, Park, Report, Start, Step, Watch
+from connpool.engine.flows import (
+    Call,
+    Ending,
+    Flow,
+    Flows,
+    Operation,
+    Park,
+    Report,
+    Start,
+    Step,
+    Tell,
+    Watch,
+)
 from connpool.engine.records import Entry, Refusal, Waiter
 from connpool.errors import PoolError
 from connpool.options import PoolOptions
@@ -132,7 +144,7 @@ def assert_lawful(core: Core[Any], *, in_use: int | None = None) -> None:
     assert stats.acquires == stats.releases + stats.in_use, stats
     assert in_use is None or stats.in_use == in_use, stats
     live = [waiter for waiter in core.waiters if waiter.outcome is None and waiter is not core._gate]
-    assert not (live and core.idle), "an idle entry and a live waiter coexist"
+    assert core.suspended or not (live and core.idle), "an idle entry and a live waiter coexist"
     assert not (live and core.closed), "a closed pool lets somebody wait"
     tickets = [waiter.ticket for waiter in live]
     assert tickets == sorted(tickets, key=lambda ticket: -1 if ticket is None else ticket)
@@ -191,6 +203,9 @@ class Hand(Generic[R]):
             self.resume()
         elif isinstance(operation, Report):
             self.world.reports.append((operation.error, operation.origin))
+            self.resume()
+        elif isinstance(operation, Tell):
+            self.world.told.append(operation.text)
             self.resume()
         else:
             self.resume()
@@ -278,6 +293,7 @@ class World:
         self.jobs: deque[Flow[None]] = deque()
         self.watched: float | None = None
         self.reports: list[tuple[Exception, object]] = []
+        self.told: list[str] = []
         self.hands: list[Hand[Any]] = []
         self.suspensions = 0
         self._strike: tuple[int, BaseException] | None = None

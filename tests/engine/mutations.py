@@ -99,16 +99,15 @@ MISTAKES: dict[str, list[Edit]] = {
             "entry.doomed = entry.doomed or reason",
             "entry.check_at, entry.expires = 0.0, -inf",
         ),
-        Edit(Core, "_sweep", "if entry.doomed:", "if entry.expires == -inf:"),
-        Edit(Core, "_sweep", "self._retire(entry, entry.doomed)", "self._retire(entry, Reason.EVICTED)"),
+        Edit(Core, "_sweep", "entry.doomed is not None", "entry.expires == -inf"),
     ],
     "sweep first, doom second": [
         Edit(
             Core,
             "evict",
-            "self._doom(self._entries(), Reason.EVICTED)\n        self._sweep()",
+            "self._doom(entries, Reason.EVICTED)\n            self._sweep()",
             "while self.idle: self._retire(self.idle.pop(), Reason.EVICTED)\n"
-            "        self._doom(self._entries(), Reason.EVICTED)",
+            "            self._doom(self._entries(), Reason.EVICTED)",
         ),
     ],
     "gate at the tail": [

@@ -14,6 +14,7 @@ from math import inf
 from random import Random
 from typing import Any, TypeVar
 
+from connpool.adapter import Credentials
 from connpool.engine.flows import Call, Flow, Step
 from connpool.engine.records import Entry
 from connpool.errors import PoolError
@@ -33,9 +34,9 @@ AFTERMATH = 2.0  # seconds that are watched when all is done: as long as the lon
 
 R = TypeVar("R")
 
-BOUNDED = (Step.PING, Step.ROLLBACK, Step.RESTORE, Step.SEND_RESET, Step.READ_RESET)
+BOUNDED = (Step.PING, Step.WRITABLE, Step.ROLLBACK, Step.RESTORE, Step.SEND_RESET, Step.READ_RESET)
 """Steps that the adapter ends in time: their limit is their last argument."""
-HOOKS = (Step.ON_CONNECT, Step.ON_ACQUIRE, Step.ON_RELEASE, Step.RESET)
+CUT = (Step.COMMIT, Step.ON_CONNECT, Step.ON_ACQUIRE, Step.ON_RELEASE, Step.RESET)
 """Steps that nobody can end in time, but by cutting their connection."""
 
 
@@ -43,11 +44,16 @@ class HookError(FakeError):
     """What a hook raises."""
 
 
+class LookupFailed(FakeError):
+    """What a credentials provider raises."""
+
+
 class Strict(Simulation):
     """A simulation in which steps keep their limits, and nothing fails unnoticed."""
 
     fault = ""  # what must never happen, and has
     cut = 0  # hooks that took too long
+    undecided = 0  # COMMITs that did
 
     def __init__(self, seed: int, server: FakeServer, **options: Any) -> None:
         super().__init__(seed, server, **options)
@@ -67,6 +73,7 @@ class Strict(Simulation):
         if error is not None:
             assert isinstance(error, PoolError | FakeError | Cancelled), f"{task.name} failed: {error!r}"
             self.cut += "its connection was cut" in str(error)
+            self.undecided += "no answer to COMMIT" in str(error)
 
     def seconds(self, call: Call) -> float:
         seconds, step = super().seconds(call), call.step
@@ -75,7 +82,7 @@ class Strict(Simulation):
             if isinstance(limit, float) and seconds > limit:
                 call.fn = self.come_too_late
                 return limit
-        elif self.core.limited and step in HOOKS:
+        elif self.core.limited and step in CUT:
             # It waits for the server, and so no longer than its connection lives.
             for slot, until in self.core.limited.items():
                 if slot.conn is call.args[-1]:
@@ -197,13 +204,76 @@ class Customs:
             assert session == self.session, f"the session of somebody else: {session}"
 
 
+class Weather:
+    """What servers and operators do beside dying: passwords change, primaries are demoted, networks hang."""
+
+    def __init__(self, seed: int) -> None:
+        draw = self.draw = Random(f"weather {seed}")
+        self.server: FakeServer
+        self.fair = draw.random() < 0.5
+        self.old: list[str] = []  # passwords that a provider may still hand out, once
+        self.sealed = 0.05  # the probability that a provider raises
+        self.options: dict[str, Any] = {}
+        self.password: str | None = None
+        self.idle_limit: float | None = None
+        if self.fair:
+            return
+        self.idle_limit = draw.choice((None, None, 0.02, 0.5))
+        self.options = {
+            "keepalive": draw.choice((None, None, 0.02, 0.3)),
+            "require": draw.choice((None, None, "read-write")),
+            "commit_timeout": draw.choice((None, 1.0, 0.004)),
+        }
+        if draw.random() < 0.4:
+            self.password = "first"
+            self.options["credentials"] = self.credentials
+
+    def credentials(self) -> object:
+        """Give what the server asks for, or what it asked for until a moment ago."""
+        if self.draw.random() < self.sealed:
+            raise LookupFailed("the vault is sealed")
+        found = {"password": self.old.pop() if self.old else self.server.password}
+        return Credentials(found, expires_in=1.0) if self.draw.random() < 0.2 else found
+
+    def rotate(self) -> None:
+        """Change the password; the provider is late with it, once."""
+        if self.server.password is not None:
+            self.old = [self.server.password]
+            self.server.password = str(self.draw.random())
+
+    def demote(self) -> None:
+        self.server.writable = False
+
+    def promote(self) -> None:
+        self.server.writable = True
+
+    def swallow(self) -> None:
+        """Lose the packets of those who only ask."""
+        assert isinstance(self.server.latency, dict)
+        self.server.latency.update({Step.PING: 3.0, Step.WRITABLE: 3.0})
+
+    def pass_on(self) -> None:
+        """Lose no packets any more."""
+        assert isinstance(self.server.latency, dict)
+        self.server.latency.update({Step.PING: 0.0, Step.WRITABLE: 0.0})
+
+    def clear(self) -> None:
+        """End all this."""
+        self.sealed = 0.0
+        self.promote()
+        self.pass_on()
+
+
 class Schedule:
     """One schedule: everything in it follows from the seed."""
 
     def __init__(self, seed: int) -> None:
         draw = self.draw = Random(f"schedule {seed}")
         customs = self.customs = Customs(seed)
-        self.server = FakeServer(
+        weather = self.weather = Weather(seed)
+        self.server = weather.server = FakeServer(
+            password=weather.password,
+            idle_limit=weather.idle_limit,
             latency={
                 Step.CONNECT: draw.choice((0.0, 0.02, 0.3)),
                 Step.PING: draw.choice((0.0, 0.005)),
@@ -216,7 +286,7 @@ class Schedule:
                 Step.ON_ACQUIRE: customs.draw.choice((0.0, 0.005, 0.1)),
                 Step.ON_RELEASE: customs.draw.choice((0.0, 0.02)),
                 Step.ON_CLOSE: customs.draw.choice((0.0, 0.0, 2.0)),
-            }
+            },
         )
         options: dict[str, Any] = {
             "max_size": draw.randint(1, 4),
@@ -230,6 +300,7 @@ class Schedule:
             "max_uses": draw.choice((None, 1, 3)),
             "on_connect": draw.choice((None, None, customs.open_transaction)),
             **customs.options,
+            **weather.options,
         }
         options["min_idle"] = draw.choice((0, 0, draw.randint(0, options["max_size"])))
         self.simulation = Strict(seed, self.server, helpers=draw.choice((1.0, 1.0, 0.7)), **options)
@@ -250,6 +321,8 @@ class Schedule:
             self.bad_hour(draw.random() * 2)
         for _ in range(draw.choice((0, 0, 1, 2))):
             self.trouble(draw.random() * 2, self.operate)
+        for _ in range(0 if self.weather.fair else self.weather.draw.choice((0, 1, 1, 2))):
+            self.storm(self.weather.draw.random() * 2)
         self.until(lambda: not self.clients and not self.troubles)
         assert not self.clients, f"{self.clients} clients hang"
         self.aftermath()
@@ -259,6 +332,7 @@ class Schedule:
         self.counts.update(self.customs.counts)
         self.counts.update(discards, rollbacks=totals.rollbacks, resets=totals.resets)
         self.counts.update(cut=self.simulation.cut, reported=len(self.simulation.reports))
+        self.counts.update(undecided=self.simulation.undecided, told=len(self.simulation.told))
         return self.counts
 
     # -- time ------------------------------------------------------------------------------------------
@@ -295,6 +369,7 @@ class Schedule:
             return
         timeout = self.draw.choice(TIMEOUTS)
         began = self.simulation.now
+        shut = self.resumed if self.simulation.core.suspended else None
         if self.warm and (entry := self.take()) is not None:
             self.counts["warm"] += 1
             self.use(entry, rounds)
@@ -304,6 +379,7 @@ class Schedule:
             pause = self.draw.random() * 0.02
             if task.result is not None:
                 self.counts["served"] += 1
+                assert shut != self.resumed, "a suspended pool lent a connection"
                 entry, task.result = task.result, None
                 self.use(entry, rounds)
                 return
@@ -337,7 +413,7 @@ class Schedule:
         """Give back what is clean, as the warm path does; tell whether it was."""
         simulation, core = self.simulation, self.simulation.core
         check_at = simulation.now + simulation.flows.look_after if simulation.flows.warm else inf
-        if entry.verdict(entry.conn, entry.baseline) or check_at >= entry.expires:
+        if entry.verdict(entry.conn, entry.baseline) or check_at >= entry.warm_until:
             return False
         simulation.lent.remove(entry)
         entry.idle_since, entry.check_at = simulation.now, check_at
@@ -350,6 +426,7 @@ class Schedule:
         return True
 
     jumped = False
+    resumed = 0
 
     @property
     def slow(self) -> bool:
@@ -367,6 +444,8 @@ class Schedule:
             if deed == 0:
                 entry.conn.kill()
             if deed < 5:
+                if not self.server.writable:
+                    raise FakeError("cannot execute INSERT in a read-only transaction")
                 entry.conn.execute("write")
             if deed == 5:
                 entry.conn.execute("fail")
@@ -421,6 +500,34 @@ class Schedule:
             self.jumped = True
             self.trouble(at, lambda: simulation.jump(self.draw.choice((1.0, 20.0))))
 
+    def storm(self, at: float) -> None:
+        """Plan what a server does beside dying, or what an operator does about it."""
+        simulation, weather, flows = self.simulation, self.weather, self.simulation.flows
+        until = at + weather.draw.random() * 2
+        kind = weather.draw.randrange(5)
+        if kind == 0:
+            self.trouble(at, weather.rotate)
+            self.trouble(until, lambda: simulation.spawn(flows.evict(), "evict"))
+        elif kind == 1:
+            self.trouble(at, weather.demote)
+            self.trouble(until, weather.promote)
+        elif kind == 2:
+            self.trouble(at, weather.swallow)
+            self.trouble(until, weather.pass_on)
+        elif kind == 3:
+            self.trouble(at, self.suspend)
+            self.trouble(until, lambda: simulation.spawn(self.resume(), "resume"))
+        else:
+            self.trouble(at, lambda: simulation.spawn(flows.evict(until - at), "evict slowly"))
+
+    def suspend(self) -> None:
+        self.counts["suspended"] += 1
+        self.simulation.core.suspend()
+
+    def resume(self) -> Flow[None]:
+        self.resumed += 1
+        yield from self.simulation.flows.resume()
+
     def operate(self) -> None:
         """Evict, resize, or wait for the pool to be ready."""
         simulation, flows = self.simulation, self.simulation.flows
@@ -442,6 +549,7 @@ class Schedule:
         """Prove that every place is usable, then close the pool and see that nothing is left."""
         simulation, core = self.simulation, self.simulation.core
         self.customs.faults = 0.0
+        self.weather.clear()
         core.resize(core.max_size, 0)
         self.server.up()
         self.use_every_place()

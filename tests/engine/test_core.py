@@ -1078,7 +1078,7 @@ def test_detached_connection_frees_its_place_and_is_not_closed() -> None:
     assert not core.slots
     assert core.next_to_close(NOW) is None
     assert entry.doomed is Reason.DETACHED
-    assert entry.expires == -inf
+    assert entry.warm_until == -inf
     assert discards(core) == {"detached": 1}
     assert_lawful(core, in_use=0)
 

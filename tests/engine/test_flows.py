@@ -139,9 +139,9 @@ def test_ping_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize(
     ("timeout", "reset_timeout", "limit"),
-    [(3.0, 5.0, 3.0), (9.0, 5.0, 5.0), (None, 5.0, 5.0), (3.0, None, 3.0), (None, None, None)],
+    [(3.0, 5.0, 1.5), (12.0, 5.0, 5.0), (None, 5.0, 5.0), (3.0, None, 1.5), (None, None, None)],
 )
-def test_ping_is_limited_by_its_own_timeout_and_by_the_deadline(
+def test_ping_is_limited_by_its_own_timeout_and_by_half_of_what_the_deadline_leaves(
     timeout: float | None, reset_timeout: float | None, limit: float | None
 ) -> None:
     world = World(reset_timeout=reset_timeout)
@@ -234,15 +234,26 @@ def test_candidate_that_does_not_answer_a_ping_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "reason", "alarmed"),
-    [(5.0, "dead", True), (None, "dead", True), (9.0, "dead", True), (2.0, "unanswered", False)],
+    ("timeout", "silence", "reason", "alarmed"),
+    [
+        (5.0, 0.1, "dead", True),
+        (None, 4.9, "dead", True),
+        (0.9, 0.1, "dead", True),
+        (5.0, 2.5, "silent", True),
+        (None, 5.0, "silent", True),
+        (1.0, 0.5, "silent", True),
+        (0.9, 0.45, "unanswered", False),
+    ],
 )
-def test_ping_that_was_cut_short_proves_no_death(timeout: float | None, reason: str, alarmed: bool) -> None:
+def test_silence_for_less_than_a_healthy_server_may_take_proves_no_death(
+    timeout: float | None, silence: float, reason: str, alarmed: bool
+) -> None:
     world = World(max_size=1, reset_timeout=5.0)
     world.stock()
     world.now += 30.0
     hand = world.acquire(timeout)
     hand.to(Step.PING)
+    world.now += silence
     hand.throw(FakeOperationalError("no answer"))
     hand.run()
     assert discards(world) == {reason: 1}
@@ -335,7 +346,7 @@ def test_fresh_candidate_is_probed_for_a_moment_after_a_death() -> None:
     hand = world.acquire().run()
     world.work()
     assert hand.value() is not killed
-    assert discards(world) == {"broken": 1, "dead": 1}
+    assert discards(world) == {"dead": 2}
 
 
 def test_handed_over_connection_is_probed_for_a_moment_after_a_death() -> None:
@@ -387,7 +398,7 @@ def test_only_a_death_raises_the_alarm(reason: Reason) -> None:
     (entry,) = world.lend()
     world.core.retire(entry, reason, world.now)
     raised = world.core.alarmed_until > world.now
-    assert raised == (reason in (Reason.DEAD, Reason.BROKEN, Reason.RESET_FAILED))
+    assert raised == (reason in (Reason.DEAD, Reason.SILENT, Reason.BROKEN, Reason.RESET_FAILED))
 
 
 def test_alarm_spares_connections_that_were_opened_after_it() -> None:
@@ -410,7 +421,7 @@ def test_connection_is_opened_elsewhere_while_its_caller_waits() -> None:
     assert hand.steps == ["start", "watch", "park"]
     world.work()
     assert hand.value().conn in world.server.sessions
-    assert world.hands[1].steps == ["connect", "adopt", "watch"]
+    assert world.hands[1].steps == ["connect", "adopt", "idle_limit", "watch"]
 
 
 def test_without_a_helper_the_caller_dials_himself() -> None:
@@ -629,9 +640,10 @@ def test_connection_whose_ping_was_struck_is_not_lent_again() -> None:
 
 def outage(world: World, *, text: str = "connection refused") -> None:
     """Take down the server of a pool that was connected before."""
-    world.stock()
+    (entry,) = world.lend()
     world.server.down(FakeOperationalError(text))
-    world.hold(world.flows.evict()).run()
+    world.core.retire(entry, Reason.EVICTED, world.now)
+    world.hold(world.flows.follow_up()).run()
     world.work()
 
 
@@ -939,7 +951,7 @@ def test_commit_error_on_a_dead_connection_closes_it() -> None:
     world.work()
     assert hand.error is error
     assert "rollback" not in hand.steps
-    assert discards(world) == {"broken": 1}
+    assert discards(world) == {"dead": 1}
 
 
 def test_commit_error_leaves_no_cycle_behind() -> None:
@@ -984,7 +996,7 @@ def test_rollback_error_closes_the_connection_and_is_nobodys() -> None:
     hand.throw(FakeOperationalError("no answer"))
     hand.value()
     world.work()
-    assert discards(world) == {"reset_failed": 1}
+    assert discards(world) == {"dead": 1}
     assert entry.conn.closed
 
 
@@ -1096,9 +1108,9 @@ def test_connection_on_its_way_back_is_counted_once() -> None:
 def test_begin_opens_a_transaction() -> None:
     world = World()
     (entry,) = world.lend()
-    hand = world.hold(world.flows.begin(entry.conn))
+    hand = world.hold(world.flows.begin(entry.slot, entry.conn))
     hand.value()
-    assert hand.steps == ["begin"]
+    assert hand.steps == ["watch", "begin"]
     assert entry.conn.in_transaction
 
 
@@ -1146,7 +1158,7 @@ def test_connection_without_a_hook_is_adopted_and_delivered() -> None:
     world = World()
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "watch"]
+    assert dialling.steps == ["connect", "adopt", "idle_limit", "watch"]
     assert isinstance(world.hands[0].value(), Entry)
 
 
@@ -1184,7 +1196,7 @@ def test_hook_runs_on_each_new_connection() -> None:
     world = World(on_connect=seen.append)
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "on_connect", "adopt", "watch"]
+    assert dialling.steps == ["connect", "adopt", "idle_limit", "on_connect", "adopt", "watch"]
     assert seen == [world.hands[0].value().conn]
 
 
@@ -1201,7 +1213,7 @@ def test_transaction_that_the_hook_left_open_is_committed() -> None:
     world = World(on_connect=lambda conn: conn.execute("set"))
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "adopt", "watch"]
+    assert dialling.steps == ["connect", "adopt", "idle_limit", "on_connect", "commit", "adopt", "watch"]
     assert world.server.statements == ["set", "commit"]
     assert not world.hands[0].value().conn.in_transaction
 
@@ -1210,7 +1222,7 @@ def test_hook_of_a_driver_that_shows_no_transactions_is_committed() -> None:
     world = World(BlindAdapter(FakeServer()), on_connect=lambda conn: None)
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "on_connect", "commit", "adopt", "watch"]
+    assert dialling.steps == ["connect", "adopt", "idle_limit", "on_connect", "commit", "adopt", "watch"]
     assert isinstance(world.hands[0].value(), Entry)
 
 
@@ -1469,9 +1481,9 @@ def test_adapter_that_cannot_judge_an_error_does_not_replace_it() -> None:
     world.work()
     assert "FakeOperationalError: connection refused" in refusal(hand, PoolUnavailable)
     assert world.core.last_error is not None
-    assert world.core.last_error.__notes__ == [
-        "and its adapter could not say what kind of fault that is: LookupError('no such code')"
-    ]
+    origin, doubt = world.core.last_error.__notes__
+    assert origin.startswith("raised in FakeServer.accept, ")
+    assert doubt == "and its adapter could not say what kind of fault that is: LookupError('no such code')"
 
 
 # -- closing -----------------------------------------------------------------------------------------
@@ -1479,9 +1491,10 @@ def test_adapter_that_cannot_judge_an_error_does_not_replace_it() -> None:
 
 def closing(world: World, **options: Any) -> tuple[Hand[None], FakeConnection]:
     """Discard a connection and hold the flow that closes it."""
-    (entry,) = world.stock()
+    (entry,) = world.lend()
     conn: FakeConnection = entry.conn
-    world.hold(world.flows.evict()).run()
+    world.core.retire(entry, Reason.EVICTED, world.now)
+    world.hold(world.flows.follow_up()).run()
     return world.hold(world.jobs.popleft()), conn
 
 
@@ -1538,7 +1551,7 @@ def test_place_that_a_closing_frees_is_used_at_once() -> None:
     waiting = world.acquire().run()
     assert waiting.parked
     hand.value()
-    assert hand.steps == ["close", "watch", "connect", "adopt", "watch"]
+    assert hand.steps == ["close", "watch", "connect", "adopt", "idle_limit", "watch"]
     assert isinstance(waiting.value(), Entry)
 
 
@@ -1562,7 +1575,12 @@ def test_follow_up_closes_first_and_then_dials() -> None:
     world.core.retire(entry, Reason.DEAD, world.now)
     hand = world.acquire(5.0)
     hand.value()
-    assert [step for step in hand.steps if step not in ("start", "watch")] == ["close", "connect", "adopt"]
+    assert [step for step in hand.steps if step not in ("start", "watch")] == [
+        "close",
+        "connect",
+        "adopt",
+        "idle_limit",
+    ]
 
 
 def test_follow_up_says_when_upkeep_is_due() -> None:
@@ -1728,13 +1746,15 @@ def test_closing_that_looks_around_finds_what_was_lost() -> None:
     assert not world.core.slots
 
 
-def test_evict_replaces_what_is_idle() -> None:
-    world = World(max_size=2, min_idle=1)
-    old = world.stock(2)
+@pytest.mark.parametrize("min_idle", [0, 1, 2])
+def test_evict_replaces_each_idle_connection(min_idle: int) -> None:
+    world = World(max_size=3, min_idle=min_idle)
+    world.stock(2)
+    old = list(world.core.idle)
     world.hold(world.flows.evict()).value()
     world.work()
     assert all(entry.conn.closed for entry in old)
-    assert len(world.core.idle) == 1
+    assert len(world.core.idle) == len(old)
 
 
 def test_resize_dials_for_those_who_wait() -> None:
@@ -1897,7 +1917,7 @@ def upkeep_prunes(world: World) -> None:
 
 def begins(world: World) -> None:
     (entry,) = world.lend()
-    world.hold(world.flows.begin(entry.conn)).run()
+    world.hold(world.flows.begin(entry.slot, entry.conn)).run()
     world.release(entry).run()
 
 
@@ -1966,8 +1986,124 @@ def hook_overstays(world: World) -> None:
     world.work()
 
 
+def credentials_change(world: World) -> None:
+    world.server.password = "new"
+    for hand in [world.acquire(), world.acquire()]:
+        hand.run()
+    world.work()
+
+
+def standby_is_refused(world: World) -> None:
+    world.server.writable = False
+    world.acquire().run()
+    world.work()
+    world.server.writable = True
+    world.now += 1.0
+    world.acquire().run()
+    world.work()
+
+
+def is_demoted(world: World) -> None:
+    (entry, _) = world.lend(2)
+    world.server.writable = False
+    world.release(entry, FakeError("cannot execute INSERT in a read-only transaction")).run()
+    world.work()
+    world.acquire().run()
+    world.work()
+
+
+def keeps_alive(world: World) -> None:
+    world.stock(2)
+    world.now += 10.0
+    world.hold(world.flows.upkeep()).run()
+    world.acquire().run()
+    world.work()
+
+
+def keepalive_finds_the_dead(world: World) -> None:
+    for entry in world.stock(2):
+        entry.conn.kill()
+    world.now += 10.0
+    world.hold(world.flows.upkeep()).run()
+    world.work()
+
+
+def is_suspected(world: World) -> None:
+    (entry, other) = world.lend(2)
+    entry.conn.busy = True
+    world.release(other).run()
+    world.release(entry, FakeOperationalError("lost")).run()
+    world.acquire().run()
+    world.work()
+
+
+def server_is_silent(world: World) -> None:
+    world.stock(2)
+    world.now += 60.0
+    hand = world.acquire(5.0)
+    hand.to(Step.PING)
+    world.now += 2.5
+    hand.throw(FakeOperationalError("no answer"))
+    hand.run()
+    world.work()
+
+
+def commit_overstays(world: World) -> None:
+    (entry,) = world.lend()
+    entry.conn.execute("write")
+    hand = world.release(entry)
+    hand.to(Step.COMMIT)
+    world.now += 2.0
+    world.hold(world.flows.upkeep()).run()
+    hand.run()
+    world.work()
+
+
+def suspends_and_resumes(world: World) -> None:
+    world.stock(1)
+    world.core.suspend()
+    hands = [world.acquire().run() for _ in range(2)]
+    world.hold(world.flows.resume()).run()
+    for hand in hands:
+        hand.run()
+    world.work()
+
+
+def server_limits_idleness(world: World) -> None:
+    world.server.idle_limit = 20.0
+    world.acquire().run()
+    world.work()
+    world.now += 16.0
+    world.hold(world.flows.upkeep()).run()
+    world.work()
+
+
+def evicts_slowly(world: World) -> None:
+    world.stock(2)
+    world.hold(world.flows.evict(60.0)).run()
+    world.now += 60.0
+    world.hold(world.flows.upkeep()).run()
+    world.work()
+
+
+def closes_and_cuts(world: World) -> None:
+    (entry, *_) = world.lend(2)
+    world.hold(world.flows.close(world.now, cut=True)).run()
+    world.release(entry).run()
+    world.work()
+
+
 def rest(conn: FakeConnection) -> None:
     conn.execute("set tenant nobody")
+
+
+def rotating() -> Callable[[], dict[str, str]]:
+    passwords = ["new", "old"]
+
+    def provider() -> dict[str, str]:
+        return {"password": passwords.pop() if len(passwords) > 1 else passwords[0]}
+
+    return provider
 
 
 def raises_at_first() -> Callable[[FakeConnection], None]:
@@ -2007,6 +2143,11 @@ OPTIONS: dict[Callable[[World], None], Callable[[], dict[str, Any]]] = {
         "on_close": raises_at_first(),
     },
     hook_overstays: lambda: {"on_acquire": lambda conn: conn.execute("set tenant somebody")},
+    credentials_change: lambda: {"credentials": rotating()},
+    standby_is_refused: lambda: {"require": "read-write"},
+    keeps_alive: lambda: {"keepalive": 10.0, "reset": "full", "on_connect": None},
+    keepalive_finds_the_dead: lambda: {"keepalive": 10.0},
+    commit_overstays: lambda: {"commit_timeout": 2.0},
 }
 """What a scenario needs beside the options of all."""
 
@@ -2033,6 +2174,13 @@ SCENARIOS: list[Callable[[World], None]] = [
     upkeep_prunes,
     begins,
     settings_changed,
+    is_demoted,
+    is_suspected,
+    server_is_silent,
+    suspends_and_resumes,
+    server_limits_idleness,
+    evicts_slowly,
+    closes_and_cuts,
     *OPTIONS,
 ]
 
@@ -2079,4 +2227,4 @@ def test_every_scenario_is_struck_in_every_kind_of_operation() -> None:
         for helpers in (True, False):
             for hand in play(scenario, helpers, 0, None).hands:
                 kinds.update(hand.steps)
-    assert kinds == {step.value for step in Step} | {"park", "start", "watch", "report"}
+    assert kinds == {step.value for step in Step} | {"park", "start", "watch", "report", "tell"}

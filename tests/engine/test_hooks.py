@@ -19,6 +19,7 @@ from engine.driver import NOW, STRIKES, Hand, World, assert_lawful, discards, dr
 from connpool.engine import upkeep
 from connpool.engine.flows import Park, Report, Step, Watch
 from connpool.engine.records import Entry
+from connpool.engine.stats import Reason
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
 from connpool.testing import Cancelled, FakeConnection, FakeError, FakeOperationalError
 
@@ -78,6 +79,7 @@ def test_everything_happens_in_its_order() -> None:
     assert [step for step in dialling.steps if step != "watch"] == [
         "connect",
         "adopt",
+        "idle_limit",
         "remember",
         "on_connect",
         "adopt",
@@ -177,7 +179,7 @@ def test_connection_that_cannot_be_rolled_back_never_reaches_the_hook() -> None:
     entry.conn.kill()
     world.release(entry, ValueError()).value()
     assert seen == []
-    assert discards(world) == {"reset_failed": 1}
+    assert discards(world) == {"dead": 1}
 
 
 def test_hook_of_a_release_runs_where_nothing_is_reset() -> None:
@@ -711,10 +713,11 @@ def test_dial_that_was_struck_in_its_hook_is_closed(strike: str) -> None:
 
 
 def discarded(world: World) -> tuple[Hand[None], FakeConnection]:
-    """Evict a connection, and hold the flow that closes it."""
-    (entry,) = world.stock()
+    """Discard a connection, and hold the flow that closes it."""
+    (entry,) = world.lend()
     conn: FakeConnection = entry.conn
-    world.hold(world.flows.evict()).run()
+    world.core.retire(entry, Reason.EVICTED, world.now)
+    world.hold(world.flows.follow_up()).run()
     return world.hold(world.jobs.popleft()), conn
 
 

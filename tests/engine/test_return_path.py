@@ -226,7 +226,7 @@ def test_settings_that_cannot_be_restored_close_the_connection_and_are_nobodys_e
     hand.throw(FakeOperationalError("no answer"))
     hand.value()
     world.work()
-    assert discards(world) == {"reset_failed": 1}
+    assert discards(world) == {"dead": 1}
     assert entry.conn.closed
 
 
@@ -325,7 +325,16 @@ def test_adapter_remembers_what_a_reset_brings_back_before_any_hook() -> None:
     call = dialling.to(Step.REMEMBER)
     assert call.args[1:] == (("unlock", "full"), 10.0)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "remember", "on_connect", "commit", "adopt", "watch"]
+    assert dialling.steps == [
+        "connect",
+        "adopt",
+        "idle_limit",
+        "remember",
+        "on_connect",
+        "commit",
+        "adopt",
+        "watch",
+    ]
     assert world.hands[0].value().memory == {}
 
 
@@ -344,7 +353,7 @@ def test_policy_without_parts_asks_nothing_of_a_new_connection() -> None:
     world = World(reset=nothing)
     dialling = opening(world)
     dialling.value()
-    assert dialling.steps == ["connect", "adopt", "watch"]
+    assert dialling.steps == ["connect", "adopt", "idle_limit", "watch"]
 
 
 def test_parts_get_what_the_adapter_gave() -> None:
@@ -364,7 +373,7 @@ def test_parts_that_fail_close_the_connection_and_are_nobodys_error(step: Step) 
     hand.throw(FakeOperationalError("no answer"))
     hand.value()
     world.work()
-    assert discards(world) == {"reset_failed": 1}
+    assert discards(world) == {"dead": 1}
     assert entry.conn.closed
 
 
@@ -485,7 +494,9 @@ def test_parts_that_the_driver_of_the_first_exception_does_not_know_are_refused_
     hand = plain.acquire().run()
     plain.work()
     assert "connection refused" in refusal(hand, PoolUnavailable)
-    assert not hasattr(plain.core.last_error, "__notes__")
+    assert plain.core.last_error is not None
+    (origin,) = plain.core.last_error.__notes__
+    assert origin.startswith("raised in ")
     plain.server.up()
     plain.now += 1.0
     assert "does not know full" in unknown(plain)
@@ -520,7 +531,8 @@ def test_borrower_does_not_wait_for_the_answer_to_a_reset() -> None:
     assert entry.check_at == -inf, "the warm path must not take it"
 
 
-def test_next_borrower_reads_the_answer() -> None:
+def test_next_borrower_reads_the_answer_and_then_looks_at_the_socket() -> None:
+    """The answer is as old as the connection is idle; its session may have ended since."""
     world = Awaited()
     (entry,) = world.entries
     hand = world.acquire()

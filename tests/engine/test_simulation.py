@@ -1,6 +1,6 @@
 """The simulator in the default run: thousands of schedules, and proof that its checks can fail.
 
-Set CONNPOOL_SEED and CONNPOOL_SCHEDULES for others, or for more.
+Set CONNPOOL_SEED, CONNPOOL_SCHEDULES and CONNPOOL_OUTAGES for others, or for more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
+from engine import outages
 from engine.schedules import Report, Schedule, run, run_many
 
 from connpool.adapter import Verdict
+from connpool.engine import upkeep
 from connpool.engine.core import Core, locked
 from connpool.engine.flows import Call, Flow, Flows, Park, Step
 from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter
@@ -23,6 +25,7 @@ from connpool.testing import FakeConnection, FakeServer, Simulation
 
 SEED = int(os.environ.get("CONNPOOL_SEED", "1"))
 SCHEDULES = int(os.environ.get("CONNPOOL_SCHEDULES", "10000"))
+OUTAGES = int(os.environ.get("CONNPOOL_OUTAGES", "1000"))
 PORTION = 250  # schedules that a process is given at a time
 
 ONCE_FAILED = (92, 614, 4754, 5664, 507270)
@@ -72,7 +75,11 @@ def test_every_schedule_ends_well(
             assert whole.counts[event] > SCHEDULES / 100, f"{event} is hardly ever simulated"
         for event in ("warm", "resets", "rollbacks", "hook failed", "HookError", "reported"):
             assert whole.counts[event] > SCHEDULES / 100, f"{event} is hardly ever simulated"
-        for event in ("cut", *(f"discarded: {reason}" for reason in Reason if reason is not Reason.DETACHED)):
+        unseen = (Reason.DETACHED, Reason.INHERITED)
+        for event in (
+            *("cut", "suspended", "told", "undecided"),
+            *(f"discarded: {reason}" for reason in Reason if reason not in unseen),
+        ):
             assert whole.counts[event] > SCHEDULES / 1000, f"{event} is hardly ever simulated"
 
 
@@ -104,6 +111,62 @@ def test_failure_names_its_seed_and_how_to_replay_it(monkeypatch: pytest.MonkeyP
     assert "failed: [7, 8]; replay: PYTHONPATH=src" in text
     assert "python -m engine.schedules 7\n" in text
     assert "AssertionError: strange\nschedule 7, after" in text
+
+
+# -- outages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(max(120, OUTAGES // 5))
+def test_every_outage_of_a_day_is_over_within_the_longest_pause(
+    processes: ProcessPoolExecutor, record_property: Callable[[str, object], None]
+) -> None:
+    last = SEED + OUTAGES
+    portions = [range(first, min(first + 25, last)) for first in range(SEED, last, 25)]
+    whole = outages.Report()
+    for report in processes.map(outages.run_many, portions):
+        whole.counts += report.counts
+        whole.longest = {
+            kind: max(whole.longest.get(kind, 0), report.longest.get(kind, 0)) for kind in outages.KINDS
+        }
+        whole.failures |= report.failures
+    text = f"{OUTAGES} days from CONNPOOL_SEED={SEED}: {dict(whole.counts)}, ms at most: {whole.longest}"
+    record_property("schedules", text)
+    if whole.failures:
+        seeds = sorted(whole.failures)
+        text = f"outages failed: {seeds[:20]}; replay: python -m engine.outages {seeds[0]}"
+        pytest.fail(f"{text}\n\n{whole.failures[seeds[0]]}", pytrace=False)
+    if OUTAGES >= 100:
+        for kind in outages.KINDS:
+            assert whole.counts[f"outages: {kind}"] > OUTAGES / 20
+
+
+def pause_is_not_capped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(upkeep, "pause", lambda failures, waiting, chance: 0.1 * 2.0 ** min(failures - 1, 20))
+
+
+def credentials_are_kept(patch: pytest.MonkeyPatch) -> None:
+    original = outages.Outage.credentials
+    patch.setattr(outages.Outage, "credentials", lambda outage: _kept(outage, original))
+
+
+def _kept(outage: outages.Outage, original: Callable[[outages.Outage], object]) -> object:
+    return vars(outage).setdefault("kept", original(outage))
+
+
+def every_seat_dials_while_dials_fail(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(upkeep, "pause", lambda failures, waiting, chance: 0.0001)
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [pause_is_not_capped, credentials_are_kept, every_seat_dials_while_dials_fail],
+    ids=lambda breakage: breakage.__name__,
+)
+def test_pool_that_does_not_recover_is_noticed(
+    breakage: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breakage(monkeypatch)
+    assert outages.run_many(range(40)).failures
 
 
 # -- each check can fail -----------------------------------------------------------------------------
@@ -190,7 +253,8 @@ def test_check_after_each_step_notices(spoil: Callable[[Still], None], complaint
 
 
 def somebody_is_stuck(still: Still) -> None:
-    still.simulation.spawn(still.simulation.flows.begin(still.core.idle[0].conn), "stuck")
+    (entry,) = still.core.idle
+    still.simulation.spawn(still.simulation.flows.begin(entry.slot, entry.conn), "stuck")
 
 
 def somebody_waits_for_ever(still: Still) -> None:
@@ -411,7 +475,7 @@ def on_acquire_is_skipped_on_the_warm_path(patch: pytest.MonkeyPatch) -> None:
     def rest(flows: Flows[Any], entry: Entry[Any], now: float) -> None:
         original(flows, entry, now)
         if entry.pending is None:
-            entry.check_at = min(now + flows._quiet(entry), entry.expires)
+            entry.check_at = min(now + flows._quiet(entry), entry.warm_until)
 
     patch.setattr(Flows, "_rest", rest)
 
@@ -467,6 +531,27 @@ def struck_acquire_keeps_what_it_was_handed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flows, "_give_up", give_up)
 
 
+def resuming_leaves_the_gate_shut(patch: pytest.MonkeyPatch) -> None:
+    @locked
+    def resume(core: Core[Any]) -> None:
+        core.suspended = False
+
+    patch.setattr(Core, "resume", resume)
+
+
+def suspended_pool_hands_over(patch: pytest.MonkeyPatch) -> None:
+    @locked
+    def suspend(core: Core[Any]) -> None:
+        core.suspended = True
+        core.waiters.appendleft(Waiter(lambda: None))
+
+    patch.setattr(Core, "suspend", suspend)
+
+
+def answer_with_the_credentials_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Core, "answered", lambda core, slot, outcome: core.asking.clear())
+
+
 def entry_is_given_twice(patch: pytest.MonkeyPatch) -> None:
     original = Core.give
 
@@ -492,6 +577,7 @@ def idle_entry_is_handed_over_and_kept(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "breakage",
     [
+        answer_with_the_credentials_is_forgotten,
         connections_are_not_closed,
         deadlines_are_slept_through,
         deferred_answers_are_not_read_before_lending,
@@ -506,12 +592,14 @@ def idle_entry_is_handed_over_and_kept(patch: pytest.MonkeyPatch) -> None:
         openings_are_counted_twice,
         release_does_not_look_at_the_queue,
         resize_takes_nothing_back,
+        resuming_leaves_the_gate_shut,
         retired_connection_is_forgotten,
         returning_caller_goes_to_the_end,
         settings_are_not_restored,
         settings_are_restored_before_the_rollback,
         struck_acquire_keeps_what_it_was_handed,
         struck_hook_keeps_its_entry,
+        suspended_pool_hands_over,
         transactions_are_not_rolled_back,
         waiter_does_not_look_at_idle,
     ],

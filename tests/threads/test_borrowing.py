@@ -74,7 +74,7 @@ def test_an_error_of_commit_is_the_borrowers(pool, server):
     with pytest.raises(FakeError, match="server closed"), pool.connection() as conn:
         conn.execute("write")
         conn.kill()
-    assert pool.stats().discards["reset_failed"] == 1
+    assert pool.stats().discards["dead"] == 1
     assert_all_places_are_free(pool)
 
 
