@@ -104,7 +104,7 @@ def rule_of(option: str) -> str:
     """Return an option's rule in the words of its own refusal."""
     try:
         connpool.PoolOptions(**{option: object()})  # type: ignore[arg-type] # that is what it refuses
-    except TypeError as refusal:
+    except (TypeError, ValueError) as refusal:
         return str(refusal).partition(": must be ")[2]
     raise AssertionError(f"{option} accepts anything: its rule is missing")
 
