@@ -99,6 +99,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Run what kills, restarts and cuts off servers, and more simulated outages than the whole suite has."""
+    session.install(".[test]")
+    session.run("python", "-c", SERVERS, env={"PYTHONPATH": "tests"})
+    env = {"CONNPOOL_OUTAGES": os.environ.get("CONNPOOL_OUTAGES", "10000")}
+    session.run("pytest", "-m", "chaos", "tests/chaos", *session.posargs)
+    session.run("pytest", "-k", "outage", "tests/engine", "--timeout", "3600", env=env)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure against the other pools; a report, never a gate."""
     session.install(".[bench]")

@@ -65,7 +65,7 @@ def test_commit_that_takes_too_long_is_cut_and_its_borrower_told_that_nobody_kno
     assert entry.conn.closed
     hand.run()
     assert refusal(hand, PoolTimeout) == (
-        "no answer to COMMIT within commit_timeout=3 s: whether the server has committed is not known; "
+        "no answer to COMMIT within commit_timeout=3.0 s: whether the server has committed is not known; "
         "the connection is closed (pool 'test')"
     )
     assert hand.error is not None
@@ -212,7 +212,7 @@ def test_begin_that_takes_too_long_is_cut_and_its_borrower_told() -> None:
     overstay(world, 3.0)
     assert entry.conn.closed
     hand.run()
-    assert refusal(hand, PoolTimeout) == "no answer to BEGIN within reset_timeout=3 s (pool 'test')"
+    assert refusal(hand, PoolTimeout) == "no answer to BEGIN within reset_timeout=3.0 s (pool 'test')"
     assert hand.error is not None
     assert isinstance(hand.error.__cause__, FakeOperationalError)
     world.release(entry, hand.error).value()

@@ -761,6 +761,27 @@ def test_error_without_a_text_is_named_by_its_class() -> None:
     assert refusal(hand, PoolUnavailable) == "cannot connect; ConnectionRefusedError (pool 'test')"
 
 
+def test_error_that_the_pool_keeps_has_no_frames_and_neither_has_its_cause() -> None:
+    """A frame may own an entry, and what owns an entry keeps its place from being found when it is lost."""
+    world = World()
+    dialling = opening(world)
+    dialling.to(Step.CONNECT)
+    try:
+        try:
+            raise OSError("no route to host")
+        except OSError as cause:
+            raise FakeOperationalError("connection failed") from cause
+    except FakeOperationalError as exc:
+        error = exc
+    dialling.throw(error)
+    dialling.run()
+    assert world.core.last_error is error
+    assert isinstance(error.__cause__, OSError)
+    assert error.__traceback__ is error.__cause__.__traceback__ is None
+    assert len(error.__notes__) == 1
+    assert not hasattr(error.__cause__, "__notes__")
+
+
 def test_only_the_first_line_of_the_driver_is_repeated() -> None:
     world = World()
     world.server.down(FakeOperationalError("\n  connection failed  \nthe rest is in the cause"))

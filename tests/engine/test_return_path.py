@@ -597,11 +597,11 @@ def test_connection_is_validating_while_the_answer_is_read() -> None:
 @pytest.mark.parametrize(
     ("timeout", "reset_timeout", "limit"),
     [
-        (3.0, 5.0, 3.0),
-        (9.0, 5.0, 5.0),
-        (5.0, 5.0, 5.0),
+        (3.0, 5.0, 1.5),
+        (9.0, 5.0, 4.5),
+        (20.0, 5.0, 5.0),
         (None, 5.0, 5.0),
-        (3.0, None, 3.0),
+        (3.0, None, 1.5),
         (None, None, None),
         (0, 5.0, upkeep.ANSWER_GRACE),
         (0.05, 5.0, upkeep.ANSWER_GRACE),
@@ -609,7 +609,7 @@ def test_connection_is_validating_while_the_answer_is_read() -> None:
         (0, None, upkeep.ANSWER_GRACE),
     ],
 )
-def test_answer_may_take_its_own_limit_and_what_the_deadline_leaves_but_a_moment_at_least(
+def test_answer_may_take_its_own_limit_and_half_of_what_the_deadline_leaves_but_a_moment_at_least(
     timeout: float | None, reset_timeout: float | None, limit: float | None
 ) -> None:
     world = Awaited(reset_timeout=reset_timeout)
@@ -624,8 +624,9 @@ def test_answer_may_take_its_own_limit_and_what_the_deadline_leaves_but_a_moment
         (9.0, FakeOperationalError("connection lost"), "dead", True),
         (None, FakeOperationalError("connection lost"), "dead", True),
         (9.0, FakeError("DISCARD ALL cannot run"), "reset_failed", True),
-        (2.0, FakeOperationalError("no answer"), "unanswered", False),
-        (0, FakeOperationalError("no answer"), "unanswered", False),
+        (2.0, TimeoutError("no answer"), "silent", True),
+        (0.8, TimeoutError("no answer"), "unanswered", False),
+        (0, TimeoutError("no answer"), "unanswered", False),
     ],
 )
 def test_connection_without_a_good_answer_is_discarded_and_the_caller_gets_another(
@@ -634,10 +635,18 @@ def test_connection_without_a_good_answer_is_discarded_and_the_caller_gets_anoth
     world = Awaited(2)
     other, entry = world.entries
     hand = world.acquire(timeout)
-    hand.to(Step.READ_RESET)
+    limit = hand.to(Step.READ_RESET).args[-1]
+    if isinstance(error, TimeoutError):
+        world.now += limit
+        error = FakeOperationalError(*error.args)
     hand.throw(error)
-    assert hand.value() is other
-    assert discards(world) == {reason: 1}
+    if reason == "silent":  # nor is the other one asked: it was not heard of since either
+        hand.run()
+        world.work()
+        assert hand.value() is not other
+    else:
+        assert hand.value() is other
+    assert discards(world) == {reason: 2 if reason == "silent" else 1}
     assert (world.core.alarmed_until > world.now) == alarmed, "a moment without an answer proves no death"
     world.work()
     assert entry.conn.closed
@@ -657,7 +666,7 @@ def test_caller_whose_only_candidate_is_dead_is_served_by_a_dial() -> None:
 def test_caller_without_time_fails_at_once_when_the_answer_does_not_come() -> None:
     world = Awaited()
     hand = world.acquire(0)
-    hand.to(Step.READ_RESET)
+    world.now += hand.to(Step.READ_RESET).args[-1]
     hand.throw(FakeOperationalError("no answer"))
     assert "no connection at once" in refusal(hand, PoolTimeout)
     assert discards(world) == {"unanswered": 1}

@@ -498,7 +498,7 @@ def test_caller_whose_deadline_comes_before_the_next_dial_fails_at_once() -> Non
     gone(world)
     hand = world.acquire(2.0)
     assert refusal(hand, PoolUnavailable) == (
-        "no connection within 0 s: none is open; last connect error: FakeOperationalError: "
+        "no connection at once: none is open; last connect error: FakeOperationalError: "
         "connection refused (pool 'test')"
     )
     assert hand.error is not None

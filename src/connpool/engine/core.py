@@ -687,7 +687,7 @@ class Core(Generic[C]):
         """
         entries = [entry for entry in self._entries() if not entry.doomed]
         if not over:
-            self.refill = min(len(self.idle), self.max_size)
+            self.refill = min(max(self.refill, len(self.idle)), self.max_size)
             self._doom(entries, Reason.EVICTED)
             self._sweep()
             return
@@ -726,7 +726,7 @@ class Core(Generic[C]):
         """Return the connections in other hands, as far as they are known."""
         idle = {id(entry.slot) for entry in self._idle_now()}
         slots = [slot for slot in self.slots if slot.opened and slot not in self.closing]
-        found = [slot.conn or (slot.conn_ref and slot.conn_ref()) for slot in slots if id(slot) not in idle]
+        found = [slot.known() for slot in slots if id(slot) not in idle]
         return [conn for conn in found if conn is not None]
 
     @locked

@@ -177,7 +177,7 @@ class Flows(Generic[C]):
             if isinstance(entry, Entry):
                 entry.doomed = Reason.INHERITED
                 entry.warm_until = -inf  # sends its release to the flows
-            conn: Any = slot.conn or (slot.conn_ref and slot.conn_ref())
+            conn: Any = slot.known()
             if conn is not None and self.adapter is not None:
                 self.adapter.forget(conn)
                 found.append(conn)
@@ -333,16 +333,15 @@ class Flows(Generic[C]):
 
     def _collect(self, entry: Entry[C], adapter: Adapter[C], deadline: float | None) -> Flow[Reason | None]:
         """Read the answer to the reset that was sent when the entry came back."""
-        timeout = self.core.options.reset_timeout
-        left = None if deadline is None else max(deadline - self._clock(), upkeep.ANSWER_GRACE)
-        limit = upkeep.step_limit(left, timeout)
+        now = self._clock()
+        limit = upkeep.answer_limit(
+            None if deadline is None else deadline - now, self.core.options.reset_timeout
+        )
         entry.slot.validating = True
         try:
             yield Call(Step.READ_RESET, adapter.read_reset, entry.conn, entry.pending, limit)
         except Exception as exc:
-            if limit != timeout:
-                return Reason.UNANSWERED
-            return Reason.DEAD if self._is_dead(exc, adapter) else Reason.RESET_FAILED
+            return self._silence(now, limit) if self._is_dead(exc, adapter) else Reason.RESET_FAILED
         finally:
             entry.slot.validating = False
         entry.pending = None
@@ -413,11 +412,8 @@ class Flows(Generic[C]):
         timeout = self.core.options.reset_timeout
         until = None if timeout is None else self._clock() + timeout
         call = self._call(Step.BEGIN, self._adapter().begin, conn)
-        failure, cut = yield from self._cut_at(until, slot, call)
-        if cut:
-            cause = failure
-            failure = self._error(PoolTimeout, f"no answer to BEGIN within reset_timeout={timeout:g} s")
-            failure.__cause__ = cause
+        late = f"no answer to BEGIN within reset_timeout={timeout} s"
+        failure = yield from self._in_time(call, until, slot, late)
         if failure is not None:
             try:
                 raise failure
@@ -438,16 +434,11 @@ class Flows(Generic[C]):
             )
         timeout = self.core.options.commit_timeout
         until = None if timeout is None else self._clock() + timeout
-        failure, cut = yield from self._cut_at(until, slot, self._call(Step.COMMIT, adapter.commit, conn))
-        if cut:
-            late = self._error(
-                PoolTimeout,
-                f"no answer to COMMIT within commit_timeout={timeout:g} s: whether the server has committed "
-                "is not known; the connection is closed",
-            )
-            late.__cause__ = failure
-            return late
-        return failure
+        late = (
+            f"no answer to COMMIT within commit_timeout={timeout} s: whether the server has committed is not "
+            "known; the connection is closed"
+        )
+        return (yield from self._in_time(self._call(Step.COMMIT, adapter.commit, conn), until, slot, late))
 
     def _call(self, step: Step, fn: Callable[..., object], *args: object) -> Flow[Exception | None]:
         """Make a call and return its error."""
@@ -457,23 +448,31 @@ class Flows(Generic[C]):
             return exc
         return None
 
-    def _cut_at(self, until: float | None, slot: Slot, flow: Flow[R]) -> Flow[tuple[R, bool]]:
-        """Run a flow, cut its connection at an instant if it has not ended; return whether that was done.
+    def _in_time(
+        self, flow: Flow[Exception | None], until: float | None, slot: Slot, late: str
+    ) -> Flow[Exception | None]:
+        """Run a flow that returns an error; if it has not ended at an instant, cut its connection.
 
         It is for calls that know no limit: upkeep shuts the socket down, and a driver that waits for the
-        server then returns.
+        server then returns.  What it returns is the cause of a `PoolTimeout` that says *late*.
         """
-        if until is None:
-            result = yield from flow
-            return result, False
-        self.core.limit(slot, until)
-        yield Watch(until)
-        cut = False
+        if until is not None:
+            self.core.limit(slot, until)
+            yield Watch(until)
+        cut, failure, error = False, None, None
         try:
-            result = yield from flow
+            failure = yield from flow
         finally:
-            cut = self.core.unlimit(slot)
-        return result, cut
+            if until is not None:
+                cut = self.core.unlimit(slot)
+        try:
+            if not cut:
+                return failure
+            error = self._error(PoolTimeout, late)
+            error.__cause__ = failure
+            return error
+        finally:
+            failure = error = None  # since CPython 3.12 the frame of an error keeps its callers' frames
 
     def _blame(
         self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, error: BaseException | None
@@ -609,12 +608,8 @@ class Flows(Generic[C]):
         if hook is None:
             return None
         call = self._call_hook(entry.conn, entry.baseline, step, hook)
-        failure, cut = yield from self._cut_at(until, entry.slot, call)
-        if cut:
-            late = self._error(PoolTimeout, f"{step.value} did not return in time: its connection was cut")
-            late.__cause__ = failure
-            return late
-        return failure
+        late = f"{step.value} did not return in time: its connection was cut"
+        return (yield from self._in_time(call, until, entry.slot, late))
 
     def _call_hook(
         self, conn: C, baseline: object, step: Step, hook: Callable[[Any], object]
@@ -1075,7 +1070,7 @@ _CUT_SHORT: Final = (
 
 def _within(timeout: float | None, waited: float) -> str:
     """Say how long was waited: what was asked for, unless something ended it sooner."""
-    if timeout == 0:
+    if timeout == 0 or (timeout is not None and waited < min(0.001, timeout / 2)):
         return "at once"
     return f"within {waited if timeout is None or waited < 0.9 * timeout else timeout:.3g} s"
 

@@ -75,6 +75,12 @@ class Slot:
         self.reason = Reason.BROKEN  # why it is closing, if it is
         self.validating = False
 
+    def known(self) -> object:
+        """Return the connection, also while only its borrower keeps it alive; ``None`` if there is none."""
+        if self.conn is None and self.conn_ref is not None:
+            return self.conn_ref()
+        return self.conn
+
 
 class Entry(Generic[C]):
     """One connection.  Whoever holds it strongly owns it."""

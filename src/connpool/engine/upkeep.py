@@ -117,6 +117,11 @@ def ping_limit(left: float | None, timeout: float | None) -> float | None:
     return step_limit(None if left is None else left / 2, timeout)
 
 
+def answer_limit(left: float | None, timeout: float | None) -> float | None:
+    """Return the limit of an answer that is on its way: as of a ping, but never less than the grace."""
+    return step_limit(None if left is None else max(left / 2, ANSWER_GRACE), timeout)
+
+
 def step_limit(left: float | None, timeout: float | None) -> float | None:
     """Return the limit of one step: its own timeout, and no more than the deadline leaves."""
     if left is None or timeout is None:
