@@ -36,6 +36,7 @@ from typing import Any, Final, NamedTuple
 from ..adapter import Adapter, Fault, Verdict
 from ..errors import PoolError, PoolMisuse
 from ..reset import Part
+from .postgresql import EVERYTHING, RESETS
 from .sockets import disconnect, keep_alive, ready, shut_down
 
 try:
@@ -140,19 +141,10 @@ _CHARACTERISTICS: Final = ("isolation_level", "readonly", "deferrable")
 _SET_BY_METHODS: Final = ("autocommit", *_CHARACTERISTICS, "encoding")
 
 _POSTGRESQL: Final[Mapping[Part, str]] = {
-    Part.CLOSE_CURSORS: "CLOSE ALL",
-    Part.RESET_ROLE: "SET SESSION AUTHORIZATION DEFAULT",
+    **RESETS,
     # The driver relies on ISO dates, and sets them when it connects.
     Part.RESET_SETTINGS: "RESET ALL; SET datestyle TO ISO; SET client_encoding TO '{encoding}'",
-    Part.DEALLOCATE: "DEALLOCATE ALL",
-    Part.UNLISTEN: "UNLISTEN *",
-    # Qualified: the borrower's search_path may begin with a function of this name.
-    Part.UNLOCK: "SELECT pg_catalog.pg_advisory_unlock_all()",
-    Part.DISCARD_PLANS: "DISCARD PLANS",
-    Part.DISCARD_TEMP: "DISCARD TEMP",
-    Part.DISCARD_SEQUENCES: "DISCARD SEQUENCES",
 }
-_EVERYTHING: Final = (Part.FULL, Part.DISCARD_ALL)
 
 
 def _put_back_psycopg2(conn: Any, settings: Mapping[str, object]) -> None:
@@ -175,7 +167,7 @@ def _put_back_psycopg2(conn: Any, settings: Mapping[str, object]) -> None:
 
 def _reset_psycopg2(conn: Any, parts: tuple[Part, ...]) -> None:
     """Do parts of a reset in one message, and so in one round trip."""
-    if any(part in _EVERYTHING for part in parts):
+    if any(part in EVERYTHING for part in parts):
         # DISCARD ALL, which runs in no transaction: this sends no BEGIN before it.  Then the driver
         # reads again what it had noted of the session: the encoding, the style of dates.
         conn.reset()
@@ -263,7 +255,7 @@ _KNOWN: Final[Mapping[str, Known]] = {
         settings=(*_SET_BY_METHODS, "cursor_factory"),
         backlogs=("notices", "notifies"),
         put_back=_put_back_psycopg2,
-        parts=frozenset((*_EVERYTHING, *_POSTGRESQL)),
+        parts=frozenset((*EVERYTHING, *_POSTGRESQL)),
         reset=_reset_psycopg2,
         type_maps=("string_types", "binary_types"),
         idle_limit=_idle_limit_psycopg2,

@@ -72,6 +72,7 @@ from psycopg.conninfo import (
 )
 
 from connpool.adapter import Fault, Verdict
+from connpool.adapters.postgresql import EVERYTHING, RESETS
 from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
     PoolClosed,
@@ -129,20 +130,6 @@ class PsycopgPoolClosed(PoolClosed, psycopg.OperationalError):
 _CLEAN, _ALTERED, _BROKEN, _SPENT = Verdict.CLEAN, Verdict.ALTERED, Verdict.BROKEN, Verdict.SPENT
 # By libpq's PGTransactionStatusType: IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN.
 _VERDICTS = (_CLEAN, _BROKEN, Verdict.DIRTY, Verdict.FAILED, _BROKEN)
-
-_STATEMENTS = {  # in the order in which DISCARD ALL does them
-    Part.CLOSE_CURSORS: "CLOSE ALL",
-    Part.RESET_ROLE: "SET SESSION AUTHORIZATION DEFAULT",
-    Part.RESET_SETTINGS: "RESET ALL",
-    Part.DEALLOCATE: "DEALLOCATE ALL",
-    Part.UNLISTEN: "UNLISTEN *",
-    # Qualified: the borrower's search_path may begin with a function of this name.
-    Part.UNLOCK: "SELECT pg_catalog.pg_advisory_unlock_all()",
-    Part.DISCARD_PLANS: "DISCARD PLANS",
-    Part.DISCARD_TEMP: "DISCARD TEMP",
-    Part.DISCARD_SEQUENCES: "DISCARD SEQUENCES",
-}
-_EVERYTHING = (Part.FULL, Part.DISCARD_ALL)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _FAULTS = {
@@ -315,15 +302,13 @@ def _forget_prepared(conn: psycopg.Connection[Any]) -> bool:
 
 def _reset_message(conn: psycopg.Connection[Any], parts: tuple[Part, ...], *, in_transaction: bool) -> str:
     """Return the one message that does the parts; psycopg's memory is cleared of what it deallocates."""
-    if not in_transaction and all(part in _EVERYTHING for part in parts):
+    if not in_transaction and all(part in EVERYTHING for part in parts):
         _forget_prepared(conn)
         return "DISCARD ALL"
-    single = dict.fromkeys(
-        each for part in parts for each in (_STATEMENTS if part in _EVERYTHING else (part,))
-    )
+    single = dict.fromkeys(each for part in parts for each in (RESETS if part in EVERYTHING else (part,)))
     if (in_transaction or Part.DEALLOCATE in single) and _forget_prepared(conn):
         single[Part.DEALLOCATE] = None  # as in `rollback`
-    statements = [_STATEMENTS[part] for part in single]
+    statements = [RESETS[part] for part in single]
     return "; ".join(["ROLLBACK", *statements] if in_transaction else statements)
 
 
@@ -348,7 +333,7 @@ class PsycopgAdapter(Generic[C]):
     name: str = "psycopg"
     bounded: bool = True
     sees_transactions: bool = True
-    parts: Collection[Part] = frozenset((*_EVERYTHING, *_STATEMENTS))
+    parts: Collection[Part] = frozenset((*EVERYTHING, *RESETS))
     errors: Mapping[type[PoolError], type[PoolError]] = {
         PoolTimeout: PsycopgPoolTimeout,
         PoolOverloaded: PsycopgPoolOverloaded,
