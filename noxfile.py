@@ -88,14 +88,17 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif session.python != RUNNING:
-        session.run("pytest", "-m", QUICK)
+        fewer = {"CONNPOOL_SCHEDULES": "2000", "CONNPOOL_OUTAGES": "100"}
+        session.run("pytest", "-m", QUICK, env=fewer)
     else:
         session.run("python", "-c", SERVERS, env={"PYTHONPATH": "tests"})
         # Apart: coverage traces, too, and two tracers in one thread do not bear each other.
         session.run("pytest", "-m", "bytecode")
-        session.run("coverage", "run", "-m", "pytest", "-m", "not bytecode")
+        session.run("coverage", "run", "-m", "pytest", "-m", QUICK)
         session.run("coverage", "report")
         session.run("coverage", "report", "--include=*/engine/*", "--fail-under=100")
+        # Without: what waits for servers has limits of time to keep.
+        session.run("pytest", "-m", "(server or stress or chaos) and not bytecode")
 
 
 @nox.session
