@@ -1,5 +1,9 @@
 """How hypothesis looks for counter-examples here, and where the simulator's seed is printed."""
 
+import gc
+import sys
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -16,3 +20,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for name, value in report.user_properties:
                 if name == "schedules":
                     terminalreporter.write_line(f"simulated schedules: {value}")
+
+
+@pytest.fixture(autouse=sys.version_info >= (3, 12))
+def collected_by_hand() -> Iterator[None]:
+    """Let what a test leaves stay young, so that `World.settle` can collect it a hundred times a second."""
+    gc.disable()
+    yield
+    gc.enable()

@@ -373,9 +373,7 @@ class World:
                 while found is not None:
                     found.__traceback__ = None
                     found = found.__cause__ or found.__context__
-            if gc.get_freeze_count() < 10_000:
-                gc.freeze()  # what pytest has loaded need not be looked through each time
-            gc.collect()  # and a strike and the error it interrupts can hold each other
+            gc.collect(0)  # see conftest: and a strike and the error it interrupts can hold each other
         self.server.up()
         self._end_all()
         self.now += 100.0  # past every pause and grace
