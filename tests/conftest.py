@@ -13,8 +13,8 @@ ENDS_WITHIN = 2.0  # seconds for threads of the pool to end after a test
 
 
 def pool_threads() -> set[threading.Thread]:
-    # One that was struck in its start() never began.
-    threads = [thread for thread in threading.enumerate() if thread.ident is not None]
+    # One that was struck in its start() never began, and is listed for ever.
+    threads = [thread for thread in threading.enumerate() if thread.is_alive()]
     return {thread for thread in threads if thread.name.startswith("connpool")}
 
 

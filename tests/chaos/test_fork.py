@@ -1,7 +1,6 @@
 """A forked child begins anew: it shares no session with its parent, and does its parent no harm."""
 
 import json
-import multiprocessing
 import os
 import threading
 import time
@@ -172,27 +171,3 @@ def test_fork_while_threads_use_the_pool(driver: Driver) -> None:
             thread.join(30)
         assert not errors
         assert pool.stats().opened == 3
-
-
-def test_multiprocessing_by_fork(driver: Driver) -> None:
-    context = multiprocessing.get_context("fork")
-    with ConnectionPool(driver.adapter(), max_size=2) as pool:
-        with pool.connection() as conn:
-            mine = driver.ask(conn)
-        queue = context.SimpleQueue()
-
-        def job() -> None:
-            with pool.connection(timeout=10) as conn:
-                queue.put(driver.ask(conn))
-
-        children = [context.Process(target=job) for _ in range(4)]
-        for child in children:
-            child.start()
-        sessions = {queue.get() for _ in children}
-        for child in children:
-            child.join(30)
-            assert child.exitcode == 0
-        assert len(sessions) == 4
-        assert mine not in sessions
-        with pool.connection() as conn:
-            assert driver.ask(conn) == mine

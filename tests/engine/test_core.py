@@ -1792,3 +1792,16 @@ def test_equal_histories_end_equally() -> None:
     """Slots have no order of their own: a set of them would iterate by address."""
     assert history() == history()
     assert sorted(history()) == list(range(20))
+
+
+def test_lost_bare_connection_does_not_take_along_another_that_has_got_its_id() -> None:
+    core = make_core(max_size=2)
+    entries = lend(core, 2)
+    first, second = (entry.slot for entry in entries)
+    conn, other = (core.lend_bare(entry) for entry in entries)
+    core.bare[first.bare] = entries[1]
+    del entries, conn
+    core.brief()  # whoever takes the lock looks at what was lost
+    assert first not in core.slots
+    assert core.bare[second.bare].slot is second
+    assert core.take_bare(other) is not None

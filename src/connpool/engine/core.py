@@ -566,7 +566,10 @@ class Core(Generic[C]):
                 elif slot.conn is not None:
                     self._close_slot(slot, Reason.LOST)
                 else:  # a bare connection that is garbage: its driver has closed it
-                    self.bare.pop(slot.bare, None)
+                    entry = self.bare.get(slot.bare)
+                    if entry is not None and entry.slot is slot:  # else its id is another one's by now
+                        del self.bare[slot.bare]
+                    del entry
                     self._free(slot, Reason.LOST)
             if self.lost and self.lost[0] is item:  # a finalizer may have come in between
                 self.lost.popleft()
