@@ -153,6 +153,12 @@ def test_credentials_keep_their_parameters_to_themselves() -> None:
     assert "hunter2" not in repr(Credentials({"password": "hunter2"}, expires_in=900.0))
 
 
+@pytest.mark.parametrize("value", ["900", True, 0, -1.0, inf, nan])
+def test_credentials_hold_for_a_number_of_seconds(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^expires_in=.*: must be a number of seconds"):
+        Credentials({}, expires_in=value)
+
+
 @pytest.mark.parametrize("value", ["write", "", True, 1])
 def test_requirement_is_one_that_there_is(value: Any) -> None:
     assert options(require="read-write").require == "read-write"

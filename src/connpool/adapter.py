@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 from .errors import PoolError, PoolMisuse
@@ -74,7 +75,17 @@ class Credentials:
     parameters: Mapping[str, Any] = field(repr=False)
     """Connect parameters, by the driver's names: ``{"user": ..., "password": ...}``."""
     expires_in: float | None = None
-    """Seconds for which they hold; a connection made with them is replaced by then."""
+    """Seconds for which they hold; a connection made with them is replaced by then.  ``None``: for ever."""
+
+    def __post_init__(self) -> None:
+        seconds = self.expires_in
+        if seconds is None:
+            return
+        wanted = f"expires_in={seconds!r}: must be a number of seconds, more than 0, or None for ever"
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise TypeError(wanted)
+        if not 0 < seconds < inf:
+            raise ValueError(wanted)
 
 
 class Adapter(Protocol[C]):

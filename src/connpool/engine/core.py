@@ -126,7 +126,9 @@ class Core(Generic[C]):
         self.opening: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
         self.debris: deque[Slot] = deque()  # closing, but nobody has begun to
-        self.limited: dict[Slot, float] = {}  # the user's code has the connection, until this instant
+        self.limited: dict[
+            Slot, float
+        ] = {}  # a call that knows no limit has the connection, until this instant
         self.lost: deque[Ref | Entry[C]] = deque()
         self.bare: dict[int, Entry[C]] = {}  # of connections lent by acquire(), by id(connection)
         self.again = False
