@@ -32,15 +32,23 @@ HELPERS_BUSY: Final = 0.1
 MOST_HELPERS: Final = 64
 """Helper threads of the process; beyond them, whoever needs a dial makes it."""
 
-clock: Callable[[], float]
+read_clock: Callable[[int], float]
+"""Reads a clock of the system's; the warm path calls it with `CLOCK`, which is the same as `clock`."""
+if hasattr(time, "CLOCK_BOOTTIME"):
+    CLOCK: Final = time.CLOCK_BOOTTIME
+    read_clock = time.clock_gettime
+else:
+    CLOCK = -1
+
+    def read_clock(_: int) -> float:
+        return time.monotonic()
+
+
+clock: Callable[[], float] = partial(read_clock, CLOCK)
 """The one clock: seconds, counting the time that the machine was suspended where that is possible.
 
 After a night's sleep a connection's server has long given it up; `monotonic` would call it fresh.
 """
-if hasattr(time, "CLOCK_BOOTTIME"):
-    clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
-else:
-    clock = time.monotonic
 
 
 class ThreadWaiter(Waiter):

@@ -14,8 +14,10 @@ borrower has closed is SPENT.  What is closed here is closed with ``PQfinish``, 
 ``close()``, and is ``broken`` to psycopg, which tells the two apart.
 
 *Settings* are attributes of the connection object; changing them sends nothing, and psycopg forbids
-it in a transaction.  All have public setters but the handlers of notices and notifications, and the
-adapters.  A notification that came while nobody listened is kept, by libpq until psycopg reads the
+it in a transaction.  To compare them all costs more than all the rest of a borrow, so a connection that
+is taken in gets a subclass of its own class, which notes that an attribute was set; the verdict compares
+only then.  All have public setters but the handlers of notices and notifications, which are lists that
+grow in place, and the adapters.  A notification that came while nobody listened is kept, by libpq until psycopg reads the
 next answer, and then in psycopg's backlog, where the next ``notifies()`` finds it, whoever calls it.
 
 *Prepared statements.*  psycopg remembers what it has prepared, and does not look when the server
@@ -72,6 +74,7 @@ from psycopg.conninfo import (
 )
 
 from connpool.adapter import Fault, Verdict
+from connpool.adapters.classes import Subclasses
 from connpool.adapters.postgresql import EVERYTHING, RESETS
 from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
@@ -213,9 +216,9 @@ _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")
 # -- settings ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Settings:
-    """What psycopg keeps in a connection, by the names of the public attributes."""
+    """What psycopg keeps in a connection, by the names of the public attributes, and how to see it change."""
 
     autocommit: object
     isolation_level: object
@@ -229,6 +232,40 @@ class _Settings:
     notice_handlers: list[Any]
     notify_handlers: list[Any]
 
+    # The connection's own parts, which are still its parts unless something was set.
+    pgconn: Any
+    locked: Callable[[], bool]
+    noticing: list[Any]
+    notifying: list[Any]
+    backlog: Any
+    # None: nothing tells, so always compare.
+    touched: bool | None = True
+
+
+def _watched(base: type[Any]) -> type[Any]:
+    class Watched(base):  # type: ignore[misc] # one for each class of a user
+        def __setattr__(self, name: str, value: object) -> None:
+            self._settings.touched = True  # first: an interrupt between the two costs a comparison
+            super().__setattr__(name, value)
+
+        def __delattr__(self, name: str) -> None:
+            self._settings.touched = True
+            super().__delattr__(name)
+
+    return Watched
+
+
+_classes = Subclasses(_watched)
+
+
+def _watch(conn: psycopg.Connection[Any], settings: _Settings) -> None:
+    """Have *settings* told when something is set; without, all is compared each time."""
+    object.__setattr__(conn, "_settings", settings)
+    try:
+        _classes.give(conn)
+    except TypeError:
+        settings.touched = None
+
 
 class _Unknown:
     """Stands in for what a later psycopg keeps under another name: it is always the same."""
@@ -236,8 +273,7 @@ class _Unknown:
 
 _UNKNOWN: Any = _Unknown()
 
-# What the warm path reads.  What a later psycopg does not have is not compared, nor put back; the rest
-# is, and it costs nothing where it matters.
+# What the verdict reads.  What a later psycopg does not have is not compared, nor put back; the rest is.
 _PRIVATE: Mapping[str, Any] = {
     "_num_transactions": 0,
     "_tpc": None,
@@ -310,6 +346,45 @@ def _reset_message(conn: psycopg.Connection[Any], parts: tuple[Part, ...], *, in
         single[Part.DEALLOCATE] = None  # as in `rollback`
     statements = [RESETS[part] for part in single]
     return "; ".join(["ROLLBACK", *statements] if in_transaction else statements)
+
+
+# -- the verdict -------------------------------------------------------------------------------------
+
+
+def _judge(conn: Any, was: _Settings) -> Verdict:
+    """Judge a connection of which something is not as in most borrows."""
+    pgconn = conn.pgconn
+    # `transaction_status` answers for `status` and `closed` too: UNKNOWN unless both are good.  Without
+    # `_num_transactions` an abandoned transaction() block would refuse the next borrower's commit();
+    # without `_tpc` a prepared transaction would.
+    status = pgconn.transaction_status
+    if conn._num_transactions or conn._tpc or pgconn.pipeline_status or conn.lock.locked():
+        return _SPENT if conn.closed and not conn.broken else _BROKEN
+    if status:
+        return _SPENT if conn.closed and not conn.broken else _VERDICTS[status]
+    prepared = conn._prepared
+    if (
+        conn._autocommit is not was.autocommit
+        or conn._isolation_level is not was.isolation_level
+        or conn._read_only is not was.read_only
+        or conn._deferrable is not was.deferrable
+        or conn.row_factory is not was.row_factory
+        or conn.cursor_factory is not was.cursor_factory
+        or conn.server_cursor_factory is not was.server_cursor_factory
+        or prepared.prepare_threshold is not was.prepare_threshold
+        or prepared.prepared_max is not was.prepared_max
+        or conn._notice_handlers != was.notice_handlers
+        or conn._notify_handlers != was.notify_handlers
+        or conn._notifies_backlog
+    ):
+        return _ALTERED
+    if was.touched:
+        # Set, and set back, as `transaction()` does with its counter.  The lists may be other ones.
+        was.pgconn, was.locked = pgconn, conn.lock.locked
+        was.noticing, was.notifying = conn._notice_handlers, conn._notify_handlers
+        was.backlog = conn._notifies_backlog
+        was.touched = False
+    return _CLEAN
 
 
 # -- the adapter -------------------------------------------------------------------------------------
@@ -498,7 +573,7 @@ class PsycopgAdapter(Generic[C]):
         _complete(conn._prepared, _PREPARING)
         if conn._notifies_backlog:
             conn._notifies_backlog.clear()  # it came before anybody could ask for it
-        return _Settings(
+        settings = _Settings(
             conn._autocommit,
             conn._isolation_level,
             conn._read_only,
@@ -510,7 +585,14 @@ class PsycopgAdapter(Generic[C]):
             conn._prepared.prepared_max,
             [*conn._notice_handlers],
             [*conn._notify_handlers],
+            conn.pgconn,
+            conn.lock.locked,
+            conn._notice_handlers,
+            conn._notify_handlers,
+            conn._notifies_backlog,
         )
+        _watch(conn, settings)
+        return settings
 
     def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
         """Copy the adapters for `Part.FULL`; the server remembers all else that a reset brings back.
@@ -526,35 +608,19 @@ class PsycopgAdapter(Generic[C]):
     def verdict(self, conn: C, baseline: Any) -> Verdict:
         """Judge by libpq's own state, which no interrupt can falsify, and psycopg's above it."""
         try:
-            pgconn = conn.pgconn
-            # `transaction_status` answers for `status` and `closed` too: UNKNOWN unless both are
-            # good.  Without `_num_transactions` an abandoned transaction() block would refuse the
-            # next borrower's commit(); without `_tpc` a prepared transaction would.  A held lock is
-            # a thread inside the connection, which may be about to send.
-            status = pgconn.transaction_status
-            if conn._num_transactions or conn._tpc or pgconn.pipeline_status or conn.lock.locked():
-                return _SPENT if conn.closed and not conn.broken else _BROKEN
-            if status:
-                return _SPENT if conn.closed and not conn.broken else _VERDICTS[status]
-            # Spelled out, because the interpreter specializes each of these look-ups: it takes half
-            # the time of an attrgetter for all of them and one comparison of tuples.
-            prepared = conn._prepared
+            pgconn = baseline.pgconn
+            # A held lock is a thread inside the connection, which may be about to send.
             if (
-                conn._autocommit is baseline.autocommit
-                and conn._isolation_level is baseline.isolation_level
-                and conn._read_only is baseline.read_only
-                and conn._deferrable is baseline.deferrable
-                and conn.row_factory is baseline.row_factory
-                and conn.cursor_factory is baseline.cursor_factory
-                and conn.server_cursor_factory is baseline.server_cursor_factory
-                and prepared.prepare_threshold is baseline.prepare_threshold
-                and prepared.prepared_max is baseline.prepared_max
-                and conn._notice_handlers == baseline.notice_handlers
-                and conn._notify_handlers == baseline.notify_handlers
-                and not conn._notifies_backlog
+                pgconn.transaction_status
+                or pgconn.pipeline_status
+                or baseline.locked()
+                or baseline.touched is not False
+                or baseline.noticing
+                or baseline.notifying
+                or baseline.backlog
             ):
-                return _CLEAN
-            return _ALTERED
+                return _judge(conn, baseline)
+            return _CLEAN
         except Exception:  # costs nothing until it happens
             return _BROKEN
 

@@ -65,6 +65,7 @@ from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.protocol import OKPacketWrapper
 
 from connpool.adapter import Fault, Verdict
+from connpool.adapters.classes import Subclasses
 from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
     PoolClosed,
@@ -285,14 +286,8 @@ class _Doubtful(int):
     __slots__ = ()
 
 
-_pooled_classes: dict[type[Any], type[Any]] = {}
-
-
-def _pooled_class(base: type[Any]) -> type[Any]:
-    """Return the subclass that connections of *base*, PyMySQL's class or a user's, get in a pool."""
-    known = _pooled_classes.get(base)
-    if known is not None:
-        return known
+def _pooled(base: type[Any]) -> type[Any]:
+    """Make the subclass that connections of *base*, PyMySQL's class or a user's, get in a pool."""
 
     class Pooled(base):  # type: ignore[misc] # one for each class of a user
         _next_seq_id: int
@@ -372,10 +367,10 @@ def _pooled_class(base: type[Any]) -> type[Any]:
                 super().rollback()
                 _plant(self)
 
-    Pooled.__name__, Pooled.__qualname__ = base.__name__, base.__qualname__
-    Pooled.__module__, Pooled.__doc__ = base.__module__, base.__doc__
-    # Two threads may have made one each; all connections of a class get the same.
-    return _pooled_classes.setdefault(base, Pooled)
+    return Pooled
+
+
+_classes = Subclasses(_pooled)
 
 
 def _plant(conn: Any) -> None:
@@ -687,7 +682,7 @@ class PyMySQLAdapter(Generic[C]):
         if self._callable is not None:
             return self._callable()
         params = self._with_credentials(credentials) if credentials else self._params
-        conn: Any = _pooled_class(Connection)(**params, defer_connect=True)
+        conn: Any = _classes.of(Connection)(**params, defer_connect=True)
         deadline = None if limit is None else monotonic() + limit
         if deadline is None:
             conn.connect()
@@ -723,15 +718,14 @@ class PyMySQLAdapter(Generic[C]):
         wire: Any = conn
         if wire.open:
             keep_alive(wire._sock.fileno())
-        if type(wire) not in _pooled_classes.values():
-            try:
-                wire.__class__ = _pooled_class(type(wire))
-            except TypeError as exc:
-                raise PoolMisuse(f"connections of this class cannot be pooled: {exc}") from exc
-            if wire.open:
-                _plant_new(wire)
-                # PyMySQL's own class has not looked at the answer to SET NAMES.
-                wire.server_status = _Doubtful(wire.server_status | _IN_TRANS)
+        try:
+            new = _classes.give(wire)
+        except TypeError as exc:
+            raise PoolMisuse(f"connections of this class cannot be pooled: {exc}") from exc
+        if new and wire.open:
+            _plant_new(wire)
+            # PyMySQL's own class has not looked at the answer to SET NAMES.
+            wire.server_status = _Doubtful(wire.server_status | _IN_TRANS)
         return _Baseline(wire)
 
     def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002 -- all lose the same
