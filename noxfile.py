@@ -18,6 +18,8 @@ nox.options.sessions = ["lint", "types", "docs", "package", "tests"]
 HERE = Path(__file__).parent
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 QUICK = "not stress and not chaos and not server and not bytecode"
+# Two at a time, each with its own servers, a class or a module at once.
+TOGETHER = ("-n", "2", "--dist", "loadscope")
 
 # Before pytest's time limits run: install what server tests start, or say what is missing.
 SERVERS = "from servers.install import PACKAGES, require; print(*map(require, PACKAGES), sep='\\n')"
@@ -89,7 +91,7 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
     elif session.python != RUNNING:
         fewer = {"CONNPOOL_SCHEDULES": "2000", "CONNPOOL_OUTAGES": "100"}
-        session.run("pytest", "-m", QUICK, env=fewer)
+        session.run("pytest", *TOGETHER, "-m", QUICK, env=fewer)
     else:
         session.run("python", "-c", SERVERS, env={"PYTHONPATH": "tests"})
         # Apart: coverage traces, too, and two tracers in one thread do not bear each other.
@@ -97,8 +99,9 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "run", "-m", "pytest", "-m", QUICK)
         session.run("coverage", "report")
         session.run("coverage", "report", "--include=*/engine/*", "--fail-under=100")
-        # Without: what waits for servers has limits of time to keep.
-        session.run("pytest", "-m", "(server or stress or chaos) and not bytecode")
+        # Without: what waits for servers has limits of time to keep; what loads the machine stays alone.
+        session.run("pytest", *TOGETHER, "-m", "server and not stress and not chaos and not bytecode")
+        session.run("pytest", "-m", "(stress or chaos) and not bytecode")
 
 
 @nox.session

@@ -23,7 +23,7 @@ from .errors import PoolMisuse
 from .guard import Loan, guard, loan_of, site, unwrap
 from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .reset import Policy
-from .threads import CLOCK, ThreadRunner, ThreadWaiter, clock, read_clock
+from .threads import ThreadRunner, ThreadWaiter, clock, slept
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -57,7 +57,7 @@ class Lease(Generic[C]):
             entry = self._entry = pool._idle.pop()
         except IndexError:
             return pool._enter(self, None)
-        entry.lent_at = now = read_clock(CLOCK)
+        entry.lent_at = now = clock()
         if now < entry.check_at and not entry.doomed:
             return entry.conn
         return pool._enter(self, entry)
@@ -68,7 +68,7 @@ class Lease(Generic[C]):
         entry = self._entry
         pool = self._pool
         if exc_type is None and entry is not None and not entry.verdict(entry.conn, entry.baseline):
-            now = read_clock(CLOCK)
+            now = clock()
             check_at = now + pool._look_after
             if check_at < entry.warm_until:
                 self._entry = None
@@ -309,6 +309,7 @@ class ConnectionPool(Generic[C]):
             source,
             name=self.name,
             clock=clock,
+            slept=slept,
             chance=random.random,
             waiter=ThreadWaiter,
         )

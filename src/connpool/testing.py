@@ -474,6 +474,7 @@ class Simulation:
         self.random: Final = random.Random(seed)
         self.server = server
         self.now = 0.0
+        self.slept = 0.0
         self.steps = 0
         self.lent: set[Entry[FakeConnection]] = set()
         self.reports: list[Exception] = []
@@ -485,6 +486,7 @@ class Simulation:
             _Instant(server),
             name=f"seed {seed}",
             clock=lambda: self.now,
+            slept=lambda: self.slept,
             chance=self.random.random,
             waiter=_SimulatedWaiter,
         )
@@ -533,8 +535,12 @@ class Simulation:
         return self.spawn(self.flows.release(entry, error, "commit"), "release")
 
     def jump(self, seconds: float) -> None:
-        """Let the clock jump, as after a suspended night."""
+        """Let the clock jump, as when the process was stopped."""
         self.now += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Suspend the machine: its clock stands still, and that of the server goes on."""
+        self.slept += seconds
 
     def run(self, until: float = float("inf")) -> None:
         """Let everything happen that is scheduled, and check the invariants after each event."""

@@ -32,23 +32,18 @@ HELPERS_BUSY: Final = 0.1
 MOST_HELPERS: Final = 64
 """Helper threads of the process; beyond them, whoever needs a dial makes it."""
 
-read_clock: Callable[[int], float]
-"""Reads a clock of the system's; the warm path calls it with `CLOCK`, which is the same as `clock`."""
-if hasattr(time, "CLOCK_BOOTTIME"):
-    CLOCK: Final = time.CLOCK_BOOTTIME
-    read_clock = time.clock_gettime
-else:
-    CLOCK = -1
-
-    def read_clock(_: int) -> float:
-        return time.monotonic()
+clock: Callable[[], float] = time.monotonic
+"""The one clock, in seconds.  It stands still while the machine is suspended; `slept` tells for how long."""
 
 
-clock: Callable[[], float] = partial(read_clock, CLOCK)
-"""The one clock: seconds, counting the time that the machine was suspended where that is possible.
+def slept() -> float:
+    """Return the seconds that the machine has been suspended since it started; 0.0 if no clock tells.
 
-After a night's sleep a connection's server has long given it up; `monotonic` would call it fresh.
-"""
+    Not the one clock itself: on CPython 3.11 it takes 50 ns more to read, twice for each borrow.
+    """
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 class ThreadWaiter(Waiter):

@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
@@ -49,6 +50,9 @@ SOON = 5.0  # seconds within which something "at once" has happened on a busy ma
 
 FINISHED = (Verdict.BROKEN, Verdict.SPENT)  # what must be closed, or is
 FULL = (Part.FULL,)
+
+
+_numbers = count()
 
 
 class Harness:
@@ -293,6 +297,7 @@ class AdapterContract:
     def table(self, harness: Harness, lend: Callable[..., Lent]) -> Callable[[], list[int]]:
         """Provide an empty table; the value is a function that reads what is committed."""
         other = lend(harness.adapter())
+        harness.table += f"_{next(_numbers)}"  # the database is the whole class's
         harness.create_table(other.conn)
         other.adapter.rollback(other.conn, LIMIT)
 

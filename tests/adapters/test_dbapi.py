@@ -530,6 +530,7 @@ class TestPsycopg2(AdapterContract):
     ) -> None:
         postgresql.execute(f"ALTER DATABASE {postgresql_database} SET datestyle TO german")
         other = Lent(harness.adapter())
+        postgresql.execute(f"ALTER DATABASE {postgresql_database} RESET datestyle")
         other.conn.set_client_encoding("LATIN1")
         other.adopt_again()
         for encoding in ("LATIN1", "LATIN2"):

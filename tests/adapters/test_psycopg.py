@@ -211,6 +211,12 @@ def wait_readable(conn: psycopg.Connection) -> None:
     assert poll.poll(SOON * 1000)
 
 
+@pytest.fixture(scope="class")
+def system_postgresql_database(system_postgresql: PostgreSQL) -> Iterator[str]:
+    with system_postgresql.database() as database:
+        yield database
+
+
 class TestPlain(AdapterContract):
     @pytest.fixture
     def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> Harness:
@@ -219,9 +225,8 @@ class TestPlain(AdapterContract):
 
 class TestTLS(AdapterContract):
     @pytest.fixture
-    def harness(self, system_postgresql: PostgreSQL) -> Iterator[Harness]:
-        with system_postgresql.database() as database:
-            yield PsycopgHarness(system_postgresql, database)
+    def harness(self, system_postgresql: PostgreSQL, system_postgresql_database: str) -> Harness:
+        return PsycopgHarness(system_postgresql, system_postgresql_database)
 
     def test_a_bad_certificate_is_refused_for_good(self, harness: PsycopgHarness, tmp_path: Path) -> None:
         other, key = make_certificate(tmp_path)
@@ -949,7 +954,7 @@ def test_what_psycopg_takes_for_itself_is_set(
             application_name="told",
         )
     )
-    assert type(lent.conn) is psycopg.Connection
+    assert type(lent.conn).__mro__[1] is psycopg.Connection
     assert lent.conn.autocommit
     assert lent.conn.prepare_threshold is None
     cursor = lent.conn.execute("select 1 as a, current_setting('application_name') as b")

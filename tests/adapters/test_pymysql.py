@@ -196,6 +196,12 @@ def tls_mariadb() -> Iterator[MariaDB]:
         yield server
 
 
+@pytest.fixture(scope="class")
+def tls_mariadb_database(tls_mariadb: MariaDB) -> Iterator[str]:
+    with tls_mariadb.database() as database:
+        yield database
+
+
 class TestPlain(AdapterContract):
     @pytest.fixture
     def harness(self, mariadb: MariaDB, mariadb_database: str) -> Harness:
@@ -204,9 +210,8 @@ class TestPlain(AdapterContract):
 
 class TestTLS(AdapterContract):
     @pytest.fixture
-    def harness(self, tls_mariadb: MariaDB) -> Iterator[Harness]:
-        with tls_mariadb.database() as database:
-            yield PyMySQLHarness(tls_mariadb, database)
+    def harness(self, tls_mariadb: MariaDB, tls_mariadb_database: str) -> Harness:
+        return PyMySQLHarness(tls_mariadb, tls_mariadb_database)
 
     def test_it_is_tls(self, lent: Lent) -> None:
         assert isinstance(lent.conn._sock, ssl.SSLSocket)

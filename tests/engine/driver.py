@@ -278,6 +278,7 @@ class World:
 
     def __init__(self, source: Any = None, *, helpers: bool = True, **options: Any) -> None:
         self.now = NOW
+        self.slept = 0.0
         self.server = FakeServer()
         self.adapter = FakeAdapter(self.server) if source is None else source
         self.core: Core[Any] = Core(PoolOptions(**options))
@@ -286,6 +287,7 @@ class World:
             self.adapter,
             name="test",
             clock=lambda: self.now,
+            slept=lambda: self.slept,
             chance=lambda: 0.0,
             waiter=Caller,
         )

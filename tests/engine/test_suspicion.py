@@ -41,6 +41,43 @@ def steps_to_lend(world: World, entry: Entry[Any]) -> list[str]:
     return hand.steps
 
 
+# -- a machine that was suspended ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [2.0, 30_000.0])
+def test_nothing_is_lent_unasked_after_the_machine_was_suspended(seconds: float) -> None:
+    world = World(max_size=2)
+    first, second = world.lend(2)
+    world.release(first).value()
+    world.release(second).value()
+    world.now, world.slept = world.now + 0.01, world.slept + seconds
+    for session in list(world.server.sessions):
+        session.kill()
+    (fresh,) = world.lend(1)  # the clock says that both are fresh
+    assert fresh not in (first, second)
+    assert discards(world) == {Reason.DEAD: 2}
+
+
+def test_upkeep_notices_that_the_machine_was_suspended() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend(1)
+    world.release(entry).value()
+    assert entry.check_at > world.now
+    world.now, world.slept = world.now + 0.01, world.slept + 60.0
+    world.hold(world.flows.upkeep()).run()
+    assert entry.check_at == -inf, "the warm path must not take it"
+    assert steps_to_lend(world, entry) == ["ping"]
+    assert steps_to_lend(world, entry) == []
+
+
+def test_two_clocks_that_were_not_read_at_once_are_no_suspension() -> None:
+    world = World(max_size=1)
+    (entry,) = world.lend(1)
+    world.release(entry).value()
+    world.slept += 0.9 * upkeep.NAP
+    assert steps_to_lend(world, entry) == []
+
+
 # -- who is suspected --------------------------------------------------------------------------------
 
 

@@ -16,9 +16,9 @@ borrower has closed is SPENT.  What is closed here is closed with ``PQfinish``, 
 *Settings* are attributes of the connection object; changing them sends nothing, and psycopg forbids
 it in a transaction.  To compare them all costs more than all the rest of a borrow, so a connection that
 is taken in gets a subclass of its own class, which notes that an attribute was set; the verdict compares
-only then.  All have public setters but the handlers of notices and notifications, which are lists that
-grow in place, and the adapters.  A notification that came while nobody listened is kept, by libpq until psycopg reads the
-next answer, and then in psycopg's backlog, where the next ``notifies()`` finds it, whoever calls it.
+only then.  All have public setters but the handlers of notices and notifications, and the adapters.  A
+notification that came while nobody listened is kept, by libpq until psycopg reads the next answer, and
+then in psycopg's backlog, where the next ``notifies()`` finds it, whoever calls it.
 
 *Prepared statements.*  psycopg remembers what it has prepared, and does not look when the server
 forgets it, except in statements of its own.  Whoever deallocates past psycopg must clear its memory.
@@ -235,15 +235,15 @@ class _Settings:
     # The connection's own parts, which are still its parts unless something was set.
     pgconn: Any
     locked: Callable[[], bool]
-    noticing: list[Any]
-    notifying: list[Any]
     backlog: Any
-    # None: nothing tells, so always compare.
-    touched: bool | None = True
+    # Something was set, or must be looked at; None: nothing tells, so always look.
+    touched: bool | None
 
 
 def _watched(base: type[Any]) -> type[Any]:
     class Watched(base):  # type: ignore[misc] # one for each class of a user
+        _settings: _Settings
+
         def __setattr__(self, name: str, value: object) -> None:
             self._settings.touched = True  # first: an interrupt between the two costs a comparison
             super().__setattr__(name, value)
@@ -251,6 +251,24 @@ def _watched(base: type[Any]) -> type[Any]:
         def __delattr__(self, name: str) -> None:
             self._settings.touched = True
             super().__delattr__(name)
+
+        # These change lists in place.
+
+        def add_notice_handler(self, callback: Any) -> None:
+            self._settings.touched = True
+            super().add_notice_handler(callback)
+
+        def remove_notice_handler(self, callback: Any) -> None:
+            self._settings.touched = True
+            super().remove_notice_handler(callback)
+
+        def add_notify_handler(self, callback: Any) -> None:
+            self._settings.touched = True
+            super().add_notify_handler(callback)
+
+        def remove_notify_handler(self, callback: Any) -> None:
+            self._settings.touched = True
+            super().remove_notify_handler(callback)
 
     return Watched
 
@@ -379,10 +397,8 @@ def _judge(conn: Any, was: _Settings) -> Verdict:
     ):
         return _ALTERED
     if was.touched:
-        # Set, and set back, as `transaction()` does with its counter.  The lists may be other ones.
-        was.pgconn, was.locked = pgconn, conn.lock.locked
-        was.noticing, was.notifying = conn._notice_handlers, conn._notify_handlers
-        was.backlog = conn._notifies_backlog
+        # Set, and set back, as `transaction()` does with its counter.
+        was.pgconn, was.locked, was.backlog = pgconn, conn.lock.locked, conn._notifies_backlog
         was.touched = False
     return _CLEAN
 
@@ -587,9 +603,8 @@ class PsycopgAdapter(Generic[C]):
             [*conn._notify_handlers],
             conn.pgconn,
             conn.lock.locked,
-            conn._notice_handlers,
-            conn._notify_handlers,
             conn._notifies_backlog,
+            bool(conn._num_transactions or conn._tpc),
         )
         _watch(conn, settings)
         return settings
@@ -615,8 +630,6 @@ class PsycopgAdapter(Generic[C]):
                 or pgconn.pipeline_status
                 or baseline.locked()
                 or baseline.touched is not False
-                or baseline.noticing
-                or baseline.notifying
                 or baseline.backlog
             ):
                 return _judge(conn, baseline)

@@ -292,6 +292,11 @@ class Core(Generic[C]):
             self._doom(self._entries(), reason)
             self._sweep()
 
+    @locked
+    def suspect(self, now: float) -> None:
+        """Have the server asked before anything is lent that was not heard of since *now*."""
+        self._suspect(now)
+
     def _suspect(self, now: float) -> None:
         """Have the server asked before anything is lent that was not heard of since.  Lock held."""
         self.suspect_at = now

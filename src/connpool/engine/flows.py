@@ -130,6 +130,7 @@ class Flows(Generic[C]):
         *,
         name: str,
         clock: Callable[[], float],
+        slept: Callable[[], float],
         chance: Callable[[], float],
         waiter: Callable[[], Waiter],
     ) -> None:
@@ -138,6 +139,8 @@ class Flows(Generic[C]):
         self.adapter: Adapter[C] | None = None
         self._told = False  # that the server's own limit is shorter than ours
         self._clock = clock
+        self._slept = slept
+        self._slept_before = slept()
         self._chance = chance
         self._waiter = waiter
         self._connect: Callable[[], C] | None = None
@@ -272,6 +275,7 @@ class Flows(Generic[C]):
 
     def _check(self, entry: Entry[C], deadline: float | None) -> Flow[Reason | None]:
         """Return why an entry must not be lent, or ``None``; the cheapest question comes first."""
+        self._wake_up()
         if entry.doomed:
             return entry.doomed
         if self._clock() >= entry.expires:
@@ -315,6 +319,12 @@ class Flows(Generic[C]):
         if asked or (suspect and not ask):
             self._prove(entry, now)
         return None
+
+    def _wake_up(self) -> None:
+        """Trust no connection that the machine was suspended with: its server has gone on without it."""
+        before, self._slept_before = self._slept_before, self._slept()
+        if self._slept_before - before >= upkeep.NAP:
+            self.core.suspect(self._clock())
 
     def _silence(self, since: float, limit: float | None) -> Reason:
         """Return what a ping proves that failed: its server was not heard of since an instant."""
@@ -708,6 +718,7 @@ class Flows(Generic[C]):
 
     def upkeep(self) -> Flow[None]:
         """Do what time asks for: prune, give up what is overdue, dial again, keep `min_idle`."""
+        self._wake_up()
         for conn in self.core.overstayed(self._clock()):
             self._abort(conn)
         self.core.prune(self._clock())

@@ -45,6 +45,12 @@ ANSWER_GRACE = 0.1
 The answer is on its way, or has come: to discard a healthy connection for a round trip helps nobody.
 """
 
+NAP = 1.0
+"""Seconds for which a machine must have been suspended before its connections are doubted.
+
+Above the error of the difference of two clocks, between whose readings a busy machine may run another thread.
+"""
+
 LOOK_ANYWAY = 60.0
 """Seconds idle after which an entry's age is looked at, also where probes and pings are switched off."""
 
