@@ -9,7 +9,10 @@ from engine.driver import (
     STRIKES,
     World,
     assert_lawful,
+    connect,
+    dial,
     discards,
+    lend,
     make_core,
     opening,
     queue,
@@ -216,6 +219,48 @@ def test_evicted_idle_connections_are_opened_anew_although_nobody_waits() -> Non
     assert all(entry.conn.closed for entry in old)
     assert len(world.core.idle) == 3
     assert not world.core.owes()
+
+
+def test_replacement_of_what_is_lent_is_opened_before_it_comes_home_where_there_is_room() -> None:
+    world = World(max_size=3, max_connecting=3)
+    old = world.lend(2)
+    world.hold(world.flows.evict()).value()
+    world.work()
+    assert len(world.core.idle) == 1, "there was room for one"
+    assert_lawful(world.core, in_use=2)
+    for entry in old:
+        world.release(entry).value()
+    world.work()
+    assert len(world.core.idle) == 2, "each has its replacement"
+    assert discards(world) == {"evicted": 2}
+    assert not world.core.owes()
+
+
+def test_what_is_lent_only_once_is_not_replaced() -> None:
+    world = World(max_size=4, max_uses=1)
+    world.lend(2)
+    world.hold(world.flows.evict()).value()
+    assert not world.core.opening
+
+
+def test_dial_that_an_eviction_condemned_is_no_replacement() -> None:
+    core = make_core(max_size=3)
+    lent = lend(core)
+    queue(core)
+    condemned = dial(core)
+    core.evict()
+    connect(core, condemned)
+    assert core.refill == len(lent)
+
+
+def test_eviction_repeated_before_anybody_came_home_asks_for_no_more() -> None:
+    world = World(max_size=9, max_connecting=1)
+    lent = world.lend(3)
+    for _ in range(3):
+        world.hold(world.flows.evict()).value()
+        world.work()
+    assert_lawful(world.core, in_use=len(lent))
+    assert len(world.core.idle) == 3
 
 
 def test_server_that_refuses_is_not_asked_again_for_connections_that_nobody_needs() -> None:
