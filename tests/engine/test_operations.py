@@ -388,6 +388,15 @@ def test_borrower_who_is_late_is_cut_and_told_of() -> None:
     assert discards(world) == {"closed": 1, "spent": 1}
 
 
+def test_closing_twice_cuts_and_tells_once() -> None:
+    world = World()
+    (entry,) = world.lend()
+    for _ in range(2):
+        world.hold(world.flows.close(world.now, cut=True)).value()
+    assert len(world.told) == 1
+    assert entry.conn.closed
+
+
 def test_closing_in_time_cuts_nobody() -> None:
     world = World()
     world.stock(2)
