@@ -461,7 +461,7 @@ class ConnectionPool(Generic[C]):
         """Replace every connection: idle ones now, those in use when they come back.
 
         For new credentials, certificates or addresses.  A dial that had begun before does not survive
-        it either.
+        it either.  Replacements are opened at once where `max_size` leaves room, the others as room comes.
 
         Args:
             over: Seconds over which to spread it: each connection's lifetime ends within them, one after

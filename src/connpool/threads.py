@@ -83,22 +83,36 @@ class Helpers:
         if len(self._running) >= MOST_HELPERS:
             return False
         name = f"connpool-helper-{next(self._numbers)}"
-        thread = threading.Thread(target=self._run, args=(job,), name=name, daemon=True)
+        box = [job]  # whoever takes the job out has it
+        thread = threading.Thread(target=self._run, args=(box,), name=name, daemon=True)
         self._running.add(thread)
         try:
             thread.start()
         except BaseException as exc:
             self._running.discard(thread)
+            # Struck in its start, the thread has begun or never will; then `threading` keeps it for ever,
+            # and a job in it would keep the place of its dial.
+            taken = _take(box) is None
             if isinstance(exc, RuntimeError):  # no more threads, or the interpreter is shutting down
-                return False
+                return taken
             raise
         return True
 
-    def _run(self, job: Callable[[], None]) -> None:
+    def _run(self, box: list[Callable[[], None]]) -> None:
         try:
-            job()
+            job = _take(box)
+            if job is not None:
+                job()
         finally:
             self._running.discard(threading.current_thread())
+
+
+def _take(box: list[Callable[[], None]]) -> Callable[[], None] | None:
+    """Take the job out of a box; ``None`` if somebody else has it."""
+    try:
+        return box.pop()
+    except IndexError:
+        return None
 
 
 class Housekeeper:

@@ -342,6 +342,20 @@ def test_caller_is_told_that_there_is_only_a_standby() -> None:
     assert not world.server.sessions
 
 
+def test_refused_standby_that_is_the_cause_names_the_pool_once() -> None:
+    world = World(require="read-write")
+    world.core.ever_opened = True
+    world.server.writable = False
+    hand = world.acquire(1.0).run()
+    world.work()
+    world.now += 1.0
+    hand.resume()
+    assert refusal(hand, PoolUnavailable) == (
+        "no connection within 1 s: none is open; last connect error: PoolUnavailable: "
+        "the server takes no writes, and require='read-write' (pool 'test')"
+    )
+
+
 def test_whoever_requires_nothing_asks_nothing() -> None:
     world = World(require=None)
     world.server.writable = False

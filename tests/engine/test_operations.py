@@ -9,7 +9,10 @@ from engine.driver import (
     STRIKES,
     World,
     assert_lawful,
+    connect,
+    dial,
     discards,
+    lend,
     make_core,
     opening,
     queue,
@@ -218,6 +221,48 @@ def test_evicted_idle_connections_are_opened_anew_although_nobody_waits() -> Non
     assert not world.core.owes()
 
 
+def test_replacement_of_what_is_lent_is_opened_before_it_comes_home_where_there_is_room() -> None:
+    world = World(max_size=3, max_connecting=3)
+    old = world.lend(2)
+    world.hold(world.flows.evict()).value()
+    world.work()
+    assert len(world.core.idle) == 1, "there was room for one"
+    assert_lawful(world.core, in_use=2)
+    for entry in old:
+        world.release(entry).value()
+    world.work()
+    assert len(world.core.idle) == 2, "each has its replacement"
+    assert discards(world) == {"evicted": 2}
+    assert not world.core.owes()
+
+
+def test_what_is_lent_only_once_is_not_replaced() -> None:
+    world = World(max_size=4, max_uses=1)
+    world.lend(2)
+    world.hold(world.flows.evict()).value()
+    assert not world.core.opening
+
+
+def test_dial_that_an_eviction_condemned_is_no_replacement() -> None:
+    core = make_core(max_size=3)
+    lent = lend(core)
+    queue(core)
+    condemned = dial(core)
+    core.evict()
+    connect(core, condemned)
+    assert core.refill == len(lent)
+
+
+def test_eviction_repeated_before_anybody_came_home_asks_for_no_more() -> None:
+    world = World(max_size=9, max_connecting=1)
+    lent = world.lend(3)
+    for _ in range(3):
+        world.hold(world.flows.evict()).value()
+        world.work()
+    assert_lawful(world.core, in_use=len(lent))
+    assert len(world.core.idle) == 3
+
+
 def test_server_that_refuses_is_not_asked_again_for_connections_that_nobody_needs() -> None:
     world = World(max_size=4)
     world.stock(3)
@@ -341,6 +386,15 @@ def test_borrower_who_is_late_is_cut_and_told_of() -> None:
     world.work()
     assert not world.core.slots
     assert discards(world) == {"closed": 1, "spent": 1}
+
+
+def test_closing_twice_cuts_and_tells_once() -> None:
+    world = World()
+    (entry,) = world.lend()
+    for _ in range(2):
+        world.hold(world.flows.close(world.now, cut=True)).value()
+    assert len(world.told) == 1
+    assert entry.conn.closed
 
 
 def test_closing_in_time_cuts_nobody() -> None:

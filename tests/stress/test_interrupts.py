@@ -1,8 +1,14 @@
-"""Ctrl-C while the main thread waits for a connection."""
+"""Callers are struck by exceptions at any instant: each gets out, and the pool lacks nothing afterwards."""
 
+import json
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +16,38 @@ from connpool import ConnectionPool
 from connpool.testing import FakeAdapter, FakeServer
 
 pytestmark = pytest.mark.stress
+
+STRIKES = 5000  # of each kind
+NAIVE = 300  # enough for a pool that puts back what was taken
+
+
+def struck(pool: str, form: str, where: str, strikes: int) -> dict[str, Any]:
+    """Have callers struck in a process of their own; return what is left of their pool."""
+    script, seed = Path(__file__).with_name("strikes.py"), random.randrange(2**32)
+    command = [sys.executable, str(script), pool, form, where, str(strikes), str(seed)]
+    print(*command[1:])
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    print(said)
+    return said
+
+
+@pytest.mark.parametrize("where", ["threads", "main"])
+@pytest.mark.parametrize("form", ["with", "acquire"])
+def test_no_place_is_lost_to_strikes(form: str, where: str) -> None:
+    left = struck("pool", form, where, STRIKES)
+    assert left["lack"] == 0, "not all connections could be acquired within 1 s"
+    assert left["in_use"] == left["waiting"] == 0
+    assert left["sessions"] == left["size"]
+    assert left["opened"] > 10, "hardly a strike met a connection"
+
+
+@pytest.mark.parametrize("where", ["threads", "main"])
+@pytest.mark.parametrize("form", ["with", "acquire"])
+def test_naive_pool_loses_places_to_strikes(form: str, where: str) -> None:
+    assert struck("naive", form, where, NAIVE)["lack"] > 0
 
 
 def test_wait_on_the_main_thread_ends_soon_after_ctrl_c() -> None:

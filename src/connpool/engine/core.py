@@ -443,7 +443,6 @@ class Core(Generic[C]):
         self.opening.pop(slot, None)
         slot.until = inf
         self.failures = self.abandoned = 0
-        self.refill = max(0, self.refill - 1)
         self.last_error = None
         self.retry_at = 0.0
         self.ever_opened = True
@@ -454,6 +453,7 @@ class Core(Generic[C]):
         if entry.doomed:
             self._retire(entry, entry.doomed)
         else:
+            self.refill = max(0, self.refill - 1)
             self.idle.append(entry)
             self._match()
         self._notify()
@@ -696,13 +696,16 @@ class Core(Generic[C]):
         With *over* each one's lifetime ends within so many seconds instead, one after the other.
         """
         entries = [entry for entry in self._entries() if not entry.doomed]
+        opened = [entry for entry in entries if entry.slot.opened]
         if not over:
-            self.refill = min(max(self.refill, len(self.idle)), self.max_size)
+            # Those in use are replaced too: where there is room, before they come home.  Of those that are
+            # lent only once none would have come home.
+            gaps = len(self.idle) if self.options.max_uses == 1 else len(opened)
+            self.refill = min(self.refill + gaps, self.max_size)
             self._doom(entries, Reason.EVICTED)
             self._sweep()
             return
         self._doom([entry for entry in entries if not entry.slot.opened], Reason.EVICTED)
-        opened = [entry for entry in entries if entry.slot.opened]
         for number, entry in enumerate(opened):
             entry.expires = min(entry.expires, now + over * (number + 1) / len(opened))
             entry.warm_until = min(entry.warm_until, entry.expires)  # publish ...

@@ -136,8 +136,10 @@ class Flows(Generic[C]):
     ) -> None:
         self.core = core
         self.name = name
+        self._signature = f" (pool {name!r})"
         self.adapter: Adapter[C] | None = None
         self._told = False  # that the server's own limit is shorter than ours
+        self._cut = False  # what was still lent when the pool was closed
         self._clock = clock
         self._slept = slept
         self._slept_before = slept()
@@ -963,7 +965,8 @@ class Flows(Generic[C]):
             raise type(outcome)(*outcome.args) from outcome
         error = outcome if isinstance(outcome, BaseException) else core.last_error
         waited = self._clock() - began
-        text = f"not ready after {waited:.2g} s: {core.available()} of {wanted} connections{_because(error)}"
+        text = f"not ready after {waited:.2g} s: {core.available()} of {wanted} connections"
+        text += self._because(error)
         raise self._error(PoolUnavailable, text) from error
 
     def close(self, deadline: float | None, *, cut: bool = False) -> Flow[None]:
@@ -974,11 +977,12 @@ class Flows(Generic[C]):
         core = self.core
         core.shut()
         yield from self._until(Watcher(lambda: not core.slots, self._waiter(), 0), deadline)
-        if not cut or self.adapter is None:
+        if not cut or self._cut or self.adapter is None:
             return
         conns = core.lent()
         for conn in conns:
             self._abort(conn)
+        self._cut = True
         if conns:
             yield Tell(
                 f"pool {self.name!r} was closed while {len(conns)} of its connections were still in use: "
@@ -1019,7 +1023,17 @@ class Flows(Generic[C]):
         """Make an error, of the class that is the driver's OperationalError too if there is one."""
         if self.adapter is not None:
             kind = self.adapter.errors.get(kind, kind)
-        return kind(f"{text} (pool {self.name!r})")
+        return kind(text + self._signature)
+
+    def _because(self, error: BaseException | None) -> str:
+        """Return the first line of what the driver said; the rest is in the cause."""
+        if error is None:
+            return ""
+        # An error of ours, such as a refused standby's, names the pool; so will the one that this is for.
+        first = str(error).strip().partition("\n")[0].removesuffix(self._signature).strip()
+        return (
+            f"; last connect error: {type(error).__name__}: {first}" if first else f"; {type(error).__name__}"
+        )
 
     def _refuse(self, outcome: object, waited: float, timeout: float | None) -> NoReturn:
         """Raise the error that explains an outcome without an entry."""
@@ -1027,7 +1041,7 @@ class Flows(Generic[C]):
         if isinstance(outcome, PoolError):  # each caller gets its own: a traceback belongs to one thread
             raise type(outcome)(*outcome.args) from outcome
         if isinstance(outcome, BaseException):
-            raise self._error(PoolUnavailable, f"cannot connect{_because(outcome)}") from outcome
+            raise self._error(PoolUnavailable, f"cannot connect{self._because(outcome)}") from outcome
         if outcome is Refusal.CLOSED:
             raise self._error(PoolClosed, "no connection: the pool is closed")
         if outcome is Refusal.OVERLOADED:
@@ -1037,10 +1051,10 @@ class Flows(Generic[C]):
             )
         error = core.last_error
         if core.available() or core.suspended or timeout == 0:
-            text = f"no connection {_within(timeout, waited)}: {core.brief()}{_because(error)}"
+            text = f"no connection {_within(timeout, waited)}: {core.brief()}{self._because(error)}"
             raise self._error(PoolTimeout, text) from error
         doing = "" if error else f", dialling for {waited:.1f} s"
-        text = f"no connection {_within(timeout, waited)}: none is open{doing}{_because(error)}"
+        text = f"no connection {_within(timeout, waited)}: none is open{doing}{self._because(error)}"
         raise self._error(PoolUnavailable, text) from error
 
 
@@ -1084,11 +1098,3 @@ def _within(timeout: float | None, waited: float) -> str:
     if timeout == 0 or (timeout is not None and waited < min(0.001, timeout / 2)):
         return "at once"
     return f"within {waited if timeout is None or waited < 0.9 * timeout else timeout:.3g} s"
-
-
-def _because(error: BaseException | None) -> str:
-    """Return the first line of what the driver said; the rest is in the cause."""
-    if error is None:
-        return ""
-    first = str(error).strip().partition("\n")[0].strip()
-    return f"; last connect error: {type(error).__name__}: {first}" if first else f"; {type(error).__name__}"
