@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from . import doctor as doctors
 from . import size as sizes
 from .databases import Unavailable, choose
 from .demo import Plan, run
+from .findings import Plan as Pools
 from .view import make_view
 
 app = typer.Typer(
@@ -81,6 +83,39 @@ def demo(
         typer.echo("Interrupted; nothing is left behind.", err=True)
         raise typer.Exit(130) from None
     if not kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    url: Annotated[
+        str,
+        typer.Argument(
+            envvar="CONNPOOL_URL",
+            show_default=False,
+            help="The server. Other users of the machine see a command's arguments, and not its environment.",
+        ),
+    ],
+    size: Annotated[int, typer.Option(min=1, help="max_size of each pool.")] = Pools.size,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that have a pool.")] = Pools.processes,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds for all of it.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Examine a server and the way to it: what they mean for a pool's options.
+
+    It connects as the pool would, reads, and changes nothing: version, limits and sessions, timeouts for
+    idle sessions, TLS, keepalive, a pooler in between and its mode; on this machine file descriptors and
+    ports.  postgresql:// and mysql:// are understood.
+
+    Exit code 0: nothing but notes.  1: a warning or a problem.  2: not connected, or an option is wrong.
+    """
+    try:
+        report = doctors.examine(url, Pools(size=size, processes=processes), timeout)
+    except doctors.Failed as exc:
+        doctors.show_failure(exc, as_json=as_json)
+        raise typer.Exit(2) from None
+    doctors.show(report, as_json=as_json)
+    if not report.healthy:
         raise typer.Exit(1)
 
 
