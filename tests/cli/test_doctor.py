@@ -269,12 +269,13 @@ def test_who_may_use_the_console_gets_the_settings(pgbouncer: PgBouncer) -> None
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("limit", [{"default_pool_size": 1}, {"max_client_conn": 1}], ids=str)
 def test_no_second_session_is_an_answer_too(
-    postgresql_behind_pgbouncer: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+    limit: dict[str, int], postgresql_behind_pgbouncer: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctors, "PROBING", 0.3)
     upstream = postgresql_behind_pgbouncer.address
-    with PgBouncer(upstream, pool_mode="session", default_pool_size=1) as bouncer:
+    with PgBouncer(upstream, pool_mode="session", **limit) as bouncer:
         found = examine(bouncer.url)["pooler"]
     assert (found["severity"], "SHOW POOLS" in found["advice"]) == ("warning", True)
 

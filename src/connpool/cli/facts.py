@@ -86,7 +86,7 @@ class Pooler:
     mode: Mode | None = None
     """When a server connection goes back; ``None``: not found out."""
     in_vain: bool = False
-    """Whether a second connection had to wait for a session of the server, and got none in time."""
+    """Whether a second connection was refused, or got no session of the server in time."""
     max_client_conn: int | None = None
     default_pool_size: int | None = None
     max_prepared_statements: int | None = None
@@ -194,15 +194,22 @@ class PostgreSQL:
         makes one up; that holds for PgBouncer in each mode.  Its name and settings it tells nobody but
         those who may use its console.
         """
+        import psycopg
+
         if not server.numbers_differ:
             return None
         config = self._console(adapter, limit)
-        with closing(adapter.connect(limit)) as other:
-            self.prepare(other)
-            mode = _mode(conn, other)
+        mode: Mode | None = None
+        try:
+            with closing(adapter.connect(limit)) as other:
+                self.prepare(other)
+                mode = _mode(conn, other)
+        except psycopg.Error:
+            pass  # refused, or not in time: that is a finding, too
         return Pooler(
             name=config.get("version", "a pooler such as PgBouncer"),
             mode=mode,
+            in_vain=mode is None,
             max_client_conn=_number(config.get("max_client_conn")),
             default_pool_size=_number(config.get("default_pool_size")),
             # What a PgBouncer older than 1.21 does not know it does not do.

@@ -225,7 +225,7 @@ def _between(pooler: Pooler | None, plan: Plan) -> Finding:
             return Finding(name, value, WARNING, meaning, advice)
         return Finding(name, value, NOTE, meaning, "A short idle_timeout gives sessions back to others.")
     if pooler.in_vain:
-        meaning = "A second connection got no session in time: perhaps all are taken, in session mode."
+        meaning = "A second connection got no session of the server: perhaps all are taken, in session mode."
         return Finding(name, value, WARNING, meaning, "Look at SHOW POOLS in PgBouncer's console.")
     meaning = (
         "It may share a session among clients. What it notices, such as SET, it keeps to one of them,"
