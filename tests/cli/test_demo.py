@@ -236,7 +236,7 @@ def test_a_missing_extra_is_named(module: str) -> None:
 
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == f"connpool: {module} is missing; run: pip install 'dbapi-connpool[demo]'\n"
+    assert done.stderr == f"connpool: {module} is missing; run: pip install 'dbapi-connpool[cli]'\n"
 
 
 def test_version() -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``connpool demo``.
+"""The command line: ``connpool demo``, ``connpool doctor`` and ``connpool size``.
 
 It needs typer and rich, which the library does not: they are imported by `main` and not before.
 """
@@ -14,7 +14,7 @@ def main() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ModuleNotFoundError as exc:
-        sys.exit(f"connpool: {exc.name} is missing; run: pip install 'dbapi-connpool[demo]'")
+        sys.exit(f"connpool: {exc.name} is missing; run: pip install 'dbapi-connpool[cli]'")
     from .app import app
 
     app(prog_name="connpool")
