@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from . import environment, report
 from .figures import Plan
 from .peers import FLOOR, OURS, PEERS, PyPIConnpool
 
-NAMES = ("cycle", "contended", "handoff", "spike", "fairness", "resets")
+NAMES = ("cycle", "contended", "handoff", "spike", "fairness", "resets", "outage")
 RESULTS = Path(__file__).with_name("results")
 LIMIT = 120.0  # seconds; a contender that takes longer for one measurement hangs
 
@@ -82,14 +83,26 @@ def contenders(wanted: list[str], *, download: bool) -> Iterator[Contender | tup
             yield contender
 
 
-def rounds(plan: Plan, benchmark: str, dsn: str, field: list[Contender]) -> dict[str, Any]:
-    """Measure one case: in every round each contender once, and each round begins with another one."""
+def rounds(plan: Plan, benchmark: str, servers: "Servers", field: list[Contender]) -> dict[str, Any]:
+    """Measure one case: in every round each contender once, and each round begins with another one.
+
+    A benchmark that does something to the server meanwhile has a function `conduct`, which asks contenders.
+    """
+    conduct = getattr(importlib.import_module(f".{benchmark}", __package__), "conduct", None)
+    server, dsn = servers.server(plan), servers.url(plan)
+
+    def measure(peer: Contender) -> dict[str, Any]:
+        if conduct is None:
+            return peer.measure(benchmark, dsn, plan.case)
+        conducted: dict[str, Any] = conduct(partial(peer.measure, benchmark, dsn), server, **plan.case)
+        return conducted
+
     measured = []
     field = [contender for contender in field if not plan.only or contender.name in plan.only]
     for number in range(plan.rounds):
         turn = number % len(field)
         order = field[turn:] + field[:turn]
-        measured.append({peer.name: peer.measure(benchmark, dsn, plan.case) for peer in order})
+        measured.append({peer.name: measure(peer) for peer in order})
     return {"case": plan.case, "order": [peer.name for peer in field], "rounds": measured}
 
 
@@ -101,8 +114,8 @@ class Servers:
         self._software = software
         self._started: dict[str, Any] = {}
 
-    def url(self, plan: Plan) -> str:
-        """Return where a case connects to."""
+    def server(self, plan: Plan) -> Any:
+        """Return the server of a case."""
         import servers
 
         server = self._started.get(plan.server)
@@ -111,6 +124,13 @@ class Servers:
             self._started[plan.server] = server
             [[version]] = server.execute("select version()")
             self._software[plan.server] = str(version).removeprefix("PostgreSQL ").partition(" ")[0]
+        return server
+
+    def url(self, plan: Plan) -> str:
+        """Return where a case connects to."""
+        import servers
+
+        server = self.server(plan)
         url: str = server.url
         if not plan.delay:
             return url
@@ -157,7 +177,7 @@ def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, com
             for plan in module.plans(quick=quick):
                 what = ", ".join(f"{key}={value}" for key, value in plan.case.items())
                 print(f"{name}: {what}", file=sys.stderr, flush=True)
-                cases.append(rounds(plan, name, servers.url(plan), taking_part))
+                cases.append(rounds(plan, name, servers, taking_part))
             results["benchmarks"][name] = cases
     results["load_after"] = environment.load()
     return results
@@ -171,7 +191,7 @@ def main() -> None:
         metavar="NAME",
         help=f"what to run, of {', '.join(NAMES)} (default: all); or: report RESULTS.json, docs RESULTS.json",
     )
-    parser.add_argument("--quick", action="store_true", help="a minute at most; figures are rough")
+    parser.add_argument("--quick", action="store_true", help="few rounds; figures are rough")
     parser.add_argument(
         "--contenders", help=f"who takes part, separated by commas (default: {','.join(PEERS)})"
     )

@@ -39,7 +39,7 @@ def load() -> list[float]:
 
 def software() -> dict[str, str]:
     found = {"Python": f"{platform.python_implementation()} {platform.python_version()}"}
-    for name in ("psycopg", "psycopg-binary"):
+    for name in ("psycopg", "psycopg-binary", "PyMySQL"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

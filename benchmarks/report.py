@@ -1,4 +1,4 @@
-"""A results file as Markdown, and as the generated part of the page that compares the pools."""
+"""A results file as Markdown, and as the generated parts of the pages that compare the pools."""
 
 import importlib
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 from .environment import ROOT
 from .figures import Demand, Table
 
-PAGE = ROOT / "docs" / "explanation" / "compared.md"
+PAGES = ROOT / "docs" / "explanation"
+COMPARED, APART = "compared.md", {"outage": "outages.md"}  # the page of most benchmarks, and of the others
 PICTURES = ROOT / "docs" / "_static" / "benchmarks"
 BEGIN = "<!-- figures: written by `python -m benchmarks docs RESULTS.json` -->"
 END = "<!-- end of figures -->"
@@ -16,12 +17,17 @@ END = "<!-- end of figures -->"
 def markdown(results: dict[str, Any], *, level: int = 2, pictures: dict[str, str] | None = None) -> str:
     """Return the whole report; *pictures* are shown below the tables of their benchmark."""
     heading = "#" * level
-    parts = [conditions(results), grid(configurations(results))]
+    modules = {name: importlib.import_module(f".{name}", __package__) for name in results["benchmarks"]}
+    parts = [conditions(results)]
+    if not all(hasattr(module, "CONFIGURATIONS") for module in modules.values()):
+        parts.append(grid(configurations(results)))
     promised: list[Demand] = []
     for name, cases in results["benchmarks"].items():
-        module = importlib.import_module(f".{name}", __package__)
+        module = modules[name]
         parts.append(f"{heading} {name}")
         parts.append(" ".join((module.__doc__ or "").split("\n\n")[0].split()))
+        if hasattr(module, "CONFIGURATIONS"):
+            parts.append(grid(configured(results, module.CONFIGURATIONS)))
         parts += [f"**{table.title}**\n\n{grid(table)}" for table in module.tables(cases) if table.rows]
         if pictures and name in pictures:
             parts.append(pictures[name])
@@ -56,6 +62,16 @@ def configurations(results: dict[str, Any]) -> Table:
     return Table("contenders", ["", "version", "configuration", "in an empty block, besides lending"], rows)
 
 
+def configured(results: dict[str, Any], configuration: dict[str, str]) -> Table:
+    """Return how contenders are configured in a benchmark that does so itself."""
+    rows = [
+        [name, results["contenders"][name]["version"], f"`{configuration[name]}`"]
+        for name in configuration
+        if "version" in results["contenders"].get(name, {})
+    ]
+    return Table("contenders", ["", "version", "configuration"], rows)
+
+
 def failures(cases: list[dict[str, Any]]) -> list[str]:
     found = {
         f"{name} failed: {measured['error']}"
@@ -88,15 +104,22 @@ def grid(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def update_docs(results: dict[str, Any], page: Path = PAGE, pictures: Path = PICTURES) -> None:
-    """Draw the pictures and replace the generated part of the page."""
+def update_docs(results: dict[str, Any], pages: Path = PAGES, pictures: Path = PICTURES) -> None:
+    """Draw the pictures and replace the generated part of each page whose benchmarks were run."""
     from . import plots
 
     shown = plots.draw(results, pictures)
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
+    for page in (COMPARED, *APART.values()):
+        its = {
+            name: cases for name, cases in results["benchmarks"].items() if APART.get(name, COMPARED) == page
+        }
+        if its:
+            replace_figures(pages / page, markdown({**results, "benchmarks": its}, level=3, pictures=shown))
+
+
+def replace_figures(page: Path, body: str) -> None:
+    before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     if not rest:
         raise SystemExit(f"{page.name} has no line {BEGIN}")
-    body = markdown(results, level=3, pictures=shown)
     page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
