@@ -220,6 +220,70 @@ class Adapter(Protocol[C]):
         """Classify what the driver raised; *dialling* while `connect` ran."""
 
 
+class AsyncAdapter(Protocol[C]):
+    """One asyncio driver, as the pool sees it.
+
+    The same names as in `Adapter`, with the same meanings and limits: what may wait is a coroutine
+    function, and what must not wait is a plain one.  Four things are particular to tasks:
+
+    * A step may be cancelled.  `CancelledError` passes through as it is, and is not delayed; afterwards
+      `verdict` says ``BROKEN`` if bytes went out whose answer was not read.
+    * `abort` and `forget` work in any thread, at any time, also when the loop of the connection is
+      closed: finalizers call them.
+    * A connection that becomes garbage gives its socket up.  If its driver does not see to that by
+      itself, the adapter does, as by a subclass whose ``__del__`` is `abort`.
+    * `verdict` and `alive` run in the task that has the connection, and must not wait.
+    """
+
+    name: str
+    bounded: bool
+    sees_transactions: bool = True
+    errors: Mapping[type[PoolError], type[PoolError]]
+    parts: Collection[Part]
+
+    # What may wait.
+
+    async def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> C: ...
+
+    async def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object: ...
+
+    async def ping(self, conn: C, limit: float | None) -> None: ...
+
+    async def idle_limit(self, conn: C, limit: float | None) -> float | None: ...
+
+    async def writable(self, conn: C, limit: float | None) -> bool: ...
+
+    async def begin(self, conn: C) -> None: ...
+
+    async def commit(self, conn: C) -> None: ...
+
+    async def rollback(self, conn: C, limit: float | None) -> None: ...
+
+    async def restore(self, conn: C, baseline: object, limit: float | None) -> None: ...
+
+    async def send_reset(
+        self, conn: C, baseline: object, memory: object, parts: tuple[Part, ...], limit: float | None
+    ) -> object | None: ...
+
+    async def read_reset(self, conn: C, token: object, limit: float | None) -> None: ...
+
+    async def close(self, conn: C, limit: float | None) -> None: ...
+
+    # What must not wait.
+
+    def adopt(self, conn: C) -> object: ...
+
+    def verdict(self, conn: C, baseline: object) -> Verdict: ...
+
+    def alive(self, conn: C) -> bool: ...
+
+    def abort(self, conn: C) -> None: ...
+
+    def forget(self, conn: C) -> None: ...
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault: ...
+
+
 # -- which adapter speaks for which driver -----------------------------------------------------------
 
 _DRIVERS: dict[str, str] = {
