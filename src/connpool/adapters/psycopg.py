@@ -59,6 +59,7 @@ Not known here: sizes, queues, when a connection is looked at, what becomes of i
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,15 @@ from psycopg.conninfo import (
 
 from connpool.adapter import Fault, Verdict
 from connpool.adapters.classes import Subclasses
-from connpool.adapters.postgresql import EVERYTHING, RESETS
+from connpool.adapters.postgresql import (
+    EVERYTHING,
+    IDLE_LIMIT,
+    READ_ONLY,
+    RESETS,
+    fault_of,
+    one_by_one,
+    reset_message,
+)
 from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
     PoolClosed,
@@ -139,22 +148,6 @@ _CLEAN, _ALTERED, _BROKEN, _SPENT = Verdict.CLEAN, Verdict.ALTERED, Verdict.BROK
 # By libpq's PGTransactionStatusType: IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN.
 _VERDICTS = (_CLEAN, _BROKEN, Verdict.DIRTY, Verdict.FAILED, _BROKEN)
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_FAULTS = {
-    "08": Fault.DEAD,  # connection exceptions
-    "28": Fault.AUTH,  # invalid authorization specification
-    "25006": Fault.DEMOTED,  # read_only_sql_transaction
-    "3D000": Fault.AUTH,  # invalid_catalog_name: no such database
-    "53300": Fault.FULL,  # too_many_connections
-    "57P01": Fault.DEAD,  # admin_shutdown
-    "57P02": Fault.DEAD,  # crash_shutdown
-    "57P03": Fault.STARTING,  # cannot_connect_now
-    "57P04": Fault.DEAD,  # database_dropped
-    "57P05": Fault.DEAD,  # idle_session_timeout
-    "25P03": Fault.DEAD,  # idle_in_transaction_session_timeout
-    "25P04": Fault.DEAD,  # transaction_timeout
-}
-
 # What servers say to a dial that they refuse, in English.  What trying again may cure comes first:
 # one text can speak of several hosts.
 _REFUSALS = (
@@ -206,13 +199,8 @@ _KEEPALIVES = {
 
 # The version that reports the one, and knows the other: idle_session_timeout.
 _MODERN = 140_000
-_READ_ONLY = ("in_hot_standby", "default_transaction_read_only")
-_IS_READ_ONLY = "; ".join(f"SHOW {name}" for name in _READ_ONLY)
+_IS_READ_ONLY = "; ".join(f"SHOW {name}" for name in READ_ONLY)
 _IS_READ_ONLY_BEFORE = "SELECT pg_catalog.pg_is_in_recovery(); SHOW default_transaction_read_only"
-# As an interval, because it is shown in whatever unit suits: "90s", "2min".
-_IDLE_LIMIT = (
-    "SELECT extract(epoch FROM pg_catalog.current_setting('idle_session_timeout', true)::pg_catalog.interval)"
-)
 
 # What of the parameters may be shown: never a password, not even a wrong one.
 _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")
@@ -363,12 +351,11 @@ def _reset_message(conn: BaseConnection[Any], parts: tuple[Part, ...], *, in_tra
     """Return the one message that does the parts; psycopg's memory is cleared of what it deallocates."""
     if not in_transaction and all(part in EVERYTHING for part in parts):
         _forget_prepared(conn)
-        return "DISCARD ALL"
-    single = dict.fromkeys(each for part in parts for each in (RESETS if part in EVERYTHING else (part,)))
+        return reset_message(parts, in_transaction=False)
+    single = one_by_one(parts)
     if (in_transaction or Part.DEALLOCATE in single) and _forget_prepared(conn):
-        single[Part.DEALLOCATE] = None  # as in `rollback`
-    statements = [RESETS[part] for part in single]
-    return "; ".join(["ROLLBACK", *statements] if in_transaction else statements)
+        single = (*single, Part.DEALLOCATE)  # as in `rollback`
+    return reset_message(single, in_transaction=in_transaction)
 
 
 # -- the verdict -------------------------------------------------------------------------------------
@@ -572,7 +559,7 @@ def idle_limit(wire: Wire) -> Steps[float | None]:
     """Ask for ``idle_session_timeout``, which there is since PostgreSQL 14; 0 means never."""
     if wire.pgconn.server_version < _MODERN:
         return None
-    for value in (yield from wire.ask(_IDLE_LIMIT)):
+    for value in (yield from wire.ask(IDLE_LIMIT)):
         return float(value or 0) or None
     return None
 
@@ -591,7 +578,7 @@ def writable(wire: Wire) -> Steps[bool]:
     if status == pq.TransactionStatus.IDLE or (status == pq.TransactionStatus.INTRANS and modern):
         answers = yield from wire.ask(_IS_READ_ONLY if modern else _IS_READ_ONLY_BEFORE)
     else:
-        answers = [pgconn.parameter_status(name.encode()) for name in _READ_ONLY]
+        answers = [pgconn.parameter_status(name.encode()) for name in READ_ONLY]
     return not {b"on", b"t"}.intersection(answers)
 
 
@@ -673,17 +660,7 @@ def _fault(exc: BaseException, *, dialling: bool) -> Fault:
         # that a pipeline skips what comes after an error.
         gone = isinstance(exc, psycopg.OperationalError)
         return Fault.DEAD if gone and not isinstance(exc, errors.PipelineAborted) else Fault.ORDINARY
-    fault = _FAULTS.get(exc.sqlstate) or _FAULTS.get(exc.sqlstate[:2]) or Fault.ORDINARY
-    severity = exc.diag.severity_nonlocalized
-    if severity == "ERROR":
-        # The session lives on, whatever the code: dblink and foreign tables report the faults
-        # of other servers with the classes 08 and 28.
-        return fault if fault is Fault.DEMOTED else Fault.ORDINARY
-    if fault is Fault.AUTH and not dialling:
-        fault = Fault.ORDINARY  # a statement's own: nobody is let in or kept out any more
-    if fault is Fault.ORDINARY and severity in ("FATAL", "PANIC"):
-        return Fault.DEAD  # the server ends the session with either
-    return fault
+    return fault_of(exc.sqlstate, exc.diag.severity_nonlocalized, dialling=dialling)
 
 
 def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
@@ -859,6 +836,10 @@ class Psycopg(Generic[B]):
 
     # -- closing -------------------------------------------------------------------------------------
 
+    def _new_lock(self) -> object:
+        """Make a lock such as psycopg has in these connections."""
+        raise NotImplementedError
+
     def _finish(self, conn: B) -> None:
         """Say goodbye if it can be said at once, and close; cut it if somebody is inside."""
         raise NotImplementedError
@@ -882,7 +863,7 @@ class Psycopg(Generic[B]):
             nothing = pq.PGconn.connect_start(b"=")  # no parameter is called that: nobody is dialled
             nothing.finish()
             conn.pgconn = nothing
-            conn.lock = type(conn.lock)()
+            conn.lock = self._new_lock()
         except Exception:
             pass  # no memory, or another psycopg: the descriptor leads nowhere all the same
 
@@ -1042,6 +1023,9 @@ class PsycopgAdapter(Psycopg[C]):
     def close(self, conn: C, limit: float | None) -> None:  # noqa: ARG002 -- it never blocks
         """Say goodbye if it can be said at once, and close."""
         self._finish(conn)
+
+    def _new_lock(self) -> object:
+        return threading.Lock()
 
     def _finish(self, conn: C) -> None:
         if conn.lock.acquire(blocking=False):

@@ -205,6 +205,9 @@ class AsyncPsycopgAdapter(Psycopg[C]):
         """Say goodbye if it can be said at once, and close."""
         self._finish(conn)
 
+    def _new_lock(self) -> object:
+        return asyncio.Lock()
+
     def _finish(self, conn: C) -> None:
         if conn.lock.locked():
             shut_down(lambda: conn.pgconn.socket)
