@@ -295,7 +295,8 @@ class AsyncAdapterContract(AdapterContract):
                     await self.is_told_true(harness, adapter, conn, baseline)
 
         run(scenario())
-        assert step == "commit" or table() == []
+        # MySQL's BEGIN commits what was open.
+        assert step in ("commit", "begin") or table() == []
 
     def test_a_reset_cancelled_anywhere_leaves_no_answer_for_the_next(self, harness: AsyncHarness) -> None:
         self.need(harness, "full")

@@ -23,11 +23,12 @@ def is_here(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def cut(transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+def cut(transport: Any, loop: asyncio.AbstractEventLoop, *, keep: object = None) -> None:
     """Close a transport without a word, in any thread, whatever has become of its loop; never raises.
 
     The server sees the end at once, because the socket is shut down here.  The descriptor is freed in
     the loop, which is the only place where the loop does not mind; if there is no loop any more, here.
+    *keep* is kept until then: a StreamWriter warns if it is dropped before.
     """
     shut_down(lambda: fileno(transport))
     # The loop may be closed meanwhile.
@@ -37,7 +38,11 @@ def cut(transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         elif is_here(loop):
             transport.abort()
         else:
-            loop.call_soon_threadsafe(transport.abort)
+            loop.call_soon_threadsafe(_abort, transport, keep)
+
+
+def _abort(transport: Any, _: object) -> None:
+    transport.abort()
 
 
 def _free(transport: Any) -> None:
@@ -51,6 +56,7 @@ def _free(transport: Any) -> None:
         if hasattr(transport, "_ssl_protocol"):
             transport._closed = True
             plain = transport._ssl_protocol._transport
+        plain._closing = True
         if plain._sock is not None:
             plain._sock.close()
             plain._sock = None
