@@ -217,7 +217,7 @@ def test_the_borrowers_close_is_told_from_a_lost_transaction(lend: Callable[...,
     async def cancel() -> None:
         await cancelled.conn.real.begin()
         task = asyncio.ensure_future(cancelled.conn.real.query("select sleep(60)"))
-        await asyncio.sleep(0.05)
+        await asyncio.wait([task], timeout=0.05)
         task.cancel()
         await asyncio.wait([task])
 
