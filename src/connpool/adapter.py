@@ -300,6 +300,22 @@ _SCHEMES: dict[str, str] = {
 }
 _ANY_DRIVER = "connpool.adapters.dbapi:DBAPIAdapter"
 
+_ASYNC_DRIVERS: dict[str, str] = {
+    "psycopg": "connpool.adapters.psycopg_async:AsyncPsycopgAdapter",
+    "asyncpg": "connpool.adapters.asyncpg:AsyncpgAdapter",
+    "aiomysql": "connpool.adapters.aiomysql:AiomysqlAdapter",
+    "asyncmy": "connpool.adapters.asyncmy:AsyncmyAdapter",
+    "aiosqlite": "connpool.adapters.aiosqlite:AiosqliteAdapter",
+}
+_ASYNC_SCHEMES: dict[str, str] = {
+    "postgresql": "psycopg",
+    "postgres": "psycopg",
+    "mysql": "asyncmy",
+    "mariadb": "asyncmy",
+    "sqlite": "aiosqlite",
+}
+"""Several drivers speak to the same server, so ``postgresql+asyncpg://`` names one of them."""
+
 
 def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
     """Make an adapter known by the name of its driver's top-level module.
@@ -314,18 +330,49 @@ def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> Non
     _SCHEMES.update(dict.fromkeys(schemes, driver))
 
 
+def register_async(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
+    """Make an adapter for asyncio known, as `register` does for threads.
+
+    Args:
+        driver: The top-level module of the driver's classes.
+        adapter: Where the `AsyncAdapter` is.
+        schemes: URL schemes that `connpool.create_async_pool` should send to this adapter.
+    """
+    _ASYNC_DRIVERS[driver] = adapter
+    _ASYNC_SCHEMES.update(dict.fromkeys(schemes, driver))
+
+
 def adapter_for_url(url: str) -> Adapter[Any]:
     """Return the adapter that the URL's scheme names, made from the URL."""
-    if not isinstance(url, str):
-        raise TypeError(f"create_pool() needs a URL, got {type(url).__name__}")
-    scheme, separator, _ = url.partition("://")
-    driver = _SCHEMES.get(scheme.partition("+")[0]) if separator else None
+    scheme = _scheme("create_pool", url)
+    driver = _SCHEMES.get(scheme.partition("+")[0])
     if driver is None:
-        known = ", ".join(f"{name}://" for name in _SCHEMES)
-        # The rest of the URL may hold a password: it is not repeated.
-        raise PoolMisuse(f"create_pool() needs a URL that begins with one of: {known}")
+        raise _unknown("create_pool", _SCHEMES)
     adapter: Adapter[Any] = _load(_DRIVERS[driver]).from_url(url)
     return adapter
+
+
+def async_adapter_for_url(url: str) -> AsyncAdapter[Any]:
+    """Return the adapter for asyncio that the URL's scheme names, made from the URL."""
+    scheme, _, named = _scheme("create_async_pool", url).partition("+")
+    driver = named or _ASYNC_SCHEMES.get(scheme)
+    if driver not in _ASYNC_DRIVERS or scheme not in _ASYNC_SCHEMES:
+        raise _unknown("create_async_pool", _ASYNC_SCHEMES)
+    adapter: AsyncAdapter[Any] = _load(_ASYNC_DRIVERS[driver]).from_url(url)
+    return adapter
+
+
+def _scheme(function: str, url: str) -> str:
+    if not isinstance(url, str):
+        raise TypeError(f"{function}() needs a URL, got {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator else ""
+
+
+def _unknown(function: str, schemes: Collection[str]) -> PoolMisuse:
+    known = ", ".join(f"{name}://" for name in schemes)
+    # The rest of the URL may hold a password: it is not repeated.
+    return PoolMisuse(f"{function}() needs a URL that begins with one of: {known}")
 
 
 def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
@@ -334,11 +381,10 @@ def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
     ``None`` for an exception that is no driver's: nothing is known yet.
     """
     adapter: Adapter[C]
-    for klass in type(first).__mro__:
-        where = _DRIVERS.get(klass.__module__.partition(".")[0])
-        if where is not None:
-            adapter = _load(where).around(connect)
-            return adapter
+    where = _where(first, _DRIVERS)
+    if where is not None:
+        adapter = _load(where).around(connect)
+        return adapter
     if isinstance(first, BaseException):
         return None
     missing = [name for name in ("cursor", "commit", "rollback", "close") if not hasattr(first, name)]
@@ -349,6 +395,26 @@ def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
         )
     adapter = _load(_ANY_DRIVER).around(connect)
     return adapter
+
+
+def async_adapter_for(first: object, connect: Callable[[], Any]) -> AsyncAdapter[Any] | None:
+    """Choose an adapter for asyncio by what *connect* first returned or raised, as `adapter_for`."""
+    where = _where(first, _ASYNC_DRIVERS)
+    if where is not None:
+        adapter: AsyncAdapter[Any] = _load(where).around(connect)
+        return adapter
+    if isinstance(first, BaseException):
+        return None
+    raise PoolMisuse(
+        f"no adapter for asyncio is known for {type(first).__module__}.{type(first).__qualname__}, which the "
+        "connect callable returned; connpool.adapter.register_async() makes one known"
+    )
+
+
+def _where(first: object, drivers: Mapping[str, str]) -> str | None:
+    """Return where the adapter for an object of a driver's is."""
+    found = (drivers.get(klass.__module__.partition(".")[0]) for klass in type(first).__mro__)
+    return next((where for where in found if where is not None), None)
 
 
 def _load(where: str) -> Any:

@@ -133,9 +133,11 @@ class Flows(Generic[C]):
         slept: Callable[[], float],
         chance: Callable[[], float],
         waiter: Callable[[], Waiter],
+        find: Callable[[object, Callable[[], Any]], Adapter[Any] | None] = adapter_for,
     ) -> None:
         self.core = core
         self.name = name
+        self._find = find  # the adapter, by the first connection or the first exception
         self._signature = f" (pool {name!r})"
         self.adapter: Adapter[C] | None = None
         self._told = False  # that the server's own limit is shorter than ours
@@ -927,7 +929,7 @@ class Flows(Generic[C]):
     def _decide(self, first: object) -> Adapter[C]:
         """Choose the adapter by the first connection."""
         assert self._connect is not None, "an adapter that was given is known from the beginning"
-        adapter = adapter_for(first, self._connect)
+        adapter = self._find(first, self._connect)
         assert adapter is not None, "only an exception can leave the driver unknown"
         self.adapter = adapter  # known from here on: what it refuses is closed by it
         return adapter
@@ -939,7 +941,7 @@ class Flows(Generic[C]):
         adapter = self.adapter
         try:
             if adapter is None and self._connect is not None:
-                adapter = adapter_for(exc, self._connect)
+                adapter = self._find(exc, self._connect)
                 if adapter is not None:
                     self.adapter = adapter
             return adapter is not None and adapter.fault(exc, dialling=True) is Fault.AUTH
