@@ -166,6 +166,16 @@ class PoolOptions:
                 " set both, or probe_after=None"
             )
 
+    def apart(self) -> dict[str, Any]:
+        """Return the options of the pool of dedicated connections beside a pool with these."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "name": f"{self.name}.dedicated",
+            "max_size": self.max_dedicated,
+            "min_idle": 0,
+            "max_uses": 1,
+            "reset": "rollback",
+        }
+
 
 # -- rules -------------------------------------------------------------------------------------------
 

@@ -991,6 +991,15 @@ class Flows(Generic[C]):
                 "they were cut"
             )
 
+    def cut(self) -> None:
+        """Close the pool at once, without a word to any server: nobody is left who could run a flow."""
+        core = self.core
+        core.shut()
+        while (slot := core.next_to_close(self._clock())) is not None:
+            if slot.conn is not None:
+                self._abort(slot.conn)
+            core.freed(slot)
+
     def evict(self, over: float = 0.0) -> Flow[None]:
         """Replace every connection: idle ones now, others when they return; or all within *over* seconds."""
         self.core.evict(self._clock(), over)
