@@ -7,12 +7,11 @@ breaks its rule is refused at construction, with a message that names option, va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from . import reset as resets
-from .adapter import Credentials
 
 
 class Default:
@@ -103,7 +102,7 @@ class PoolOptions:
     committed is not known.
     """
 
-    credentials: Callable[[], Mapping[str, Any] | Credentials] | None = None
+    credentials: Callable[[], object] | None = None
     """Asked before each dial for connect parameters, such as a password that changes; ``None`` none.
 
     Dials at the same time share one answer.  After a refusal it is asked once more.  It needs an adapter
