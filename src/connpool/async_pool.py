@@ -278,8 +278,8 @@ class AsyncConnectionPool(Generic[C]):
                     "each loop needs a pool of its own"
                 )
             # Nothing can be awaited there any more: idle connections are aborted, lent ones disconnected.
-            self._flows.cut()
             self._begin_anew()
+            self._flows.cut()
             self._flows.inherit(self._core)
         self._loop = self._runner.loop = loop
 

@@ -200,6 +200,9 @@ class TaskRunner:
     def _own(self, coroutine: Coroutine[Any, Any, R], context: Context) -> Task[R]:
         assert self.loop is not None, "whoever has something to do has a loop"
         task = self.loop.create_task(coroutine, name="connpool", context=context)
+        # A loop that is closed in the middle of it was ended by somebody who did not close the pool.  The
+        # flow cleans up when its coroutine is collected, and there is nothing to warn of.
+        task._log_destroy_pending = False  # type: ignore[attr-defined] # as asyncio itself does it in gather()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -208,7 +211,9 @@ class TaskRunner:
         """Await what a function has returned; in its own context, if it was called in one."""
         context = getattr(fn, "__self__", None)
         if isinstance(context, Context):
-            return await self._own(_awaited(awaitable), context)
+            # As it is, if it can be a task: one that is cancelled before it begins must be told so itself.
+            coroutine = awaitable if asyncio.iscoroutine(awaitable) else _awaited(awaitable)
+            return await self._own(coroutine, context)
         return await awaitable
 
     # -- waiting -------------------------------------------------------------------------------------
