@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 
 import pytest
-import uvloop
 
 from connpool import PoolMisuse, PoolTimeout
 from connpool.testing import FakeConnection, FakeServer
@@ -125,8 +124,11 @@ def test_eviction_bounds_and_resumption_may_come_from_any_thread() -> None:
     play(main)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no uvloop here")
 @pytest.mark.parametrize("main", ["cycle", "crowd"])
 def test_uvloop_runs_it(main: str) -> None:
+    import uvloop
+
     async def cycle() -> None:
         server = FakeServer(latency=0.001)
         async with make_pool(server, ping_after=0, probe_after=0, idle_timeout=0.05) as pool:
