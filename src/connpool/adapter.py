@@ -12,7 +12,7 @@ exception that it raises; `register` makes a further driver known.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from math import inf
@@ -310,11 +310,10 @@ _ASYNC_DRIVERS: dict[str, str] = {
 _ASYNC_SCHEMES: dict[str, str] = {
     "postgresql": "psycopg",
     "postgres": "psycopg",
-    "mysql": "asyncmy",
-    "mariadb": "asyncmy",
+    "mysql": "aiomysql",
+    "mariadb": "aiomysql",
     "sqlite": "aiosqlite",
 }
-"""Several drivers speak to the same server, so ``postgresql+asyncpg://`` names one of them."""
 
 
 def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
@@ -330,49 +329,18 @@ def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> Non
     _SCHEMES.update(dict.fromkeys(schemes, driver))
 
 
-def register_async(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
-    """Make an adapter for asyncio known, as `register` does for threads.
-
-    Args:
-        driver: The top-level module of the driver's classes.
-        adapter: Where the `AsyncAdapter` is.
-        schemes: URL schemes that `connpool.create_async_pool` should send to this adapter.
-    """
-    _ASYNC_DRIVERS[driver] = adapter
-    _ASYNC_SCHEMES.update(dict.fromkeys(schemes, driver))
-
-
 def adapter_for_url(url: str) -> Adapter[Any]:
     """Return the adapter that the URL's scheme names, made from the URL."""
-    scheme = _scheme("create_pool", url)
-    driver = _SCHEMES.get(scheme.partition("+")[0])
+    if not isinstance(url, str):
+        raise TypeError(f"create_pool() needs a URL, got {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    driver = _SCHEMES.get(scheme.partition("+")[0]) if separator else None
     if driver is None:
-        raise _unknown("create_pool", _SCHEMES)
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        # The rest of the URL may hold a password: it is not repeated.
+        raise PoolMisuse(f"create_pool() needs a URL that begins with one of: {known}")
     adapter: Adapter[Any] = _load(_DRIVERS[driver]).from_url(url)
     return adapter
-
-
-def async_adapter_for_url(url: str) -> AsyncAdapter[Any]:
-    """Return the adapter for asyncio that the URL's scheme names, made from the URL."""
-    scheme, _, named = _scheme("create_async_pool", url).partition("+")
-    driver = named or _ASYNC_SCHEMES.get(scheme)
-    if driver not in _ASYNC_DRIVERS or scheme not in _ASYNC_SCHEMES:
-        raise _unknown("create_async_pool", _ASYNC_SCHEMES)
-    adapter: AsyncAdapter[Any] = _load(_ASYNC_DRIVERS[driver]).from_url(url)
-    return adapter
-
-
-def _scheme(function: str, url: str) -> str:
-    if not isinstance(url, str):
-        raise TypeError(f"{function}() needs a URL, got {type(url).__name__}")
-    scheme, separator, _ = url.partition("://")
-    return scheme if separator else ""
-
-
-def _unknown(function: str, schemes: Collection[str]) -> PoolMisuse:
-    known = ", ".join(f"{name}://" for name in schemes)
-    # The rest of the URL may hold a password: it is not repeated.
-    return PoolMisuse(f"{function}() needs a URL that begins with one of: {known}")
 
 
 def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
@@ -381,10 +349,11 @@ def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
     ``None`` for an exception that is no driver's: nothing is known yet.
     """
     adapter: Adapter[C]
-    where = _where(first, _DRIVERS)
-    if where is not None:
-        adapter = _load(where).around(connect)
-        return adapter
+    for klass in type(first).__mro__:
+        where = _DRIVERS.get(klass.__module__.partition(".")[0])
+        if where is not None:
+            adapter = _load(where).around(connect)
+            return adapter
     if isinstance(first, BaseException):
         return None
     missing = [name for name in ("cursor", "commit", "rollback", "close") if not hasattr(first, name)]
@@ -397,24 +366,49 @@ def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
     return adapter
 
 
-def async_adapter_for(first: object, connect: Callable[[], Any]) -> AsyncAdapter[Any] | None:
-    """Choose an adapter for asyncio by what *connect* first returned or raised, as `adapter_for`."""
-    where = _where(first, _ASYNC_DRIVERS)
-    if where is not None:
-        adapter: AsyncAdapter[Any] = _load(where).around(connect)
-        return adapter
+def register_async(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
+    """Make an adapter for an asyncio driver known, as `register` does; the two have tables of their own."""
+    _ASYNC_DRIVERS[driver] = adapter
+    _ASYNC_SCHEMES.update(dict.fromkeys(schemes, driver))
+
+
+def async_adapter_for_url(url: str) -> AsyncAdapter[Any]:
+    """Return the asyncio adapter that the URL's scheme names, made from the URL.
+
+    A driver can be named after a plus sign: ``postgresql+asyncpg://``.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is needed, not {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    database, _, driver = scheme.partition("+")
+    known = _ASYNC_SCHEMES.get(database) if separator else None
+    if known is None or (driver and driver not in _ASYNC_DRIVERS):
+        schemes = ", ".join(f"{name}://" for name in _ASYNC_SCHEMES)
+        # The rest of the URL may hold a password: it is not repeated.
+        raise PoolMisuse(
+            f"a URL is needed that begins with one of: {schemes}; or with +, the name of a driver"
+            f" ({', '.join(_ASYNC_DRIVERS)}) and ://"
+        )
+    adapter: AsyncAdapter[Any] = _load(_ASYNC_DRIVERS[driver or known]).from_url(url)
+    return adapter
+
+
+def async_adapter_for(first: object, connect: Callable[[], Awaitable[C]]) -> AsyncAdapter[C] | None:
+    """Choose an asyncio adapter by what *connect* first returned, once awaited, or raised.
+
+    ``None`` for an exception that is no driver's: nothing is known yet.
+    """
+    for klass in type(first).__mro__:
+        where = _ASYNC_DRIVERS.get(klass.__module__.partition(".")[0])
+        if where is not None:
+            adapter: AsyncAdapter[C] = _load(where).around(connect)
+            return adapter
     if isinstance(first, BaseException):
         return None
     raise PoolMisuse(
-        f"no adapter for asyncio is known for {type(first).__module__}.{type(first).__qualname__}, which the "
-        "connect callable returned; connpool.adapter.register_async() makes one known"
+        f"the connect callable returned {type(first).__module__}.{type(first).__qualname__}, for which no"
+        f" adapter for asyncio is known; there is one for each of: {', '.join(_ASYNC_DRIVERS)}"
     )
-
-
-def _where(first: object, drivers: Mapping[str, str]) -> str | None:
-    """Return where the adapter for an object of a driver's is."""
-    found = (drivers.get(klass.__module__.partition(".")[0]) for klass in type(first).__mro__)
-    return next((where for where in found if where is not None), None)
 
 
 def _load(where: str) -> Any:

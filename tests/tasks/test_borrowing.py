@@ -370,7 +370,7 @@ def test_a_plain_callable_chooses_the_adapter_and_one_that_nobody_knows_is_refus
             assert server.statements == ["write", "commit"]
         assert connects == [1]
         async with AsyncConnectionPool(refuse) as pool:
-            with pytest.raises(PoolMisuse, match="no adapter for asyncio is known for .*Strange"):
+            with pytest.raises(PoolMisuse, match="Strange, for which no adapter for asyncio is known"):
                 await pool.acquire()
 
     try:
