@@ -11,7 +11,7 @@ import random
 import sys
 import weakref
 from asyncio import AbstractEventLoop, _get_running_loop
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from math import inf
@@ -539,9 +539,9 @@ class AsyncConnectionPool(Generic[C]):
         else:
             await self._run(flow)
 
-    async def _run(self, flow: Flow[R]) -> R:
+    def _run(self, flow: Flow[R]) -> Coroutine[Any, Any, R]:
         self._bind()
-        return await self._runner.run(flow)
+        return self._runner.run(flow)
 
 
 def _drop(flows: Flows[C], runner: TaskRunner) -> None:
