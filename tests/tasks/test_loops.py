@@ -101,6 +101,7 @@ def test_a_second_loop_that_runs_at_the_same_time_is_refused_at_once() -> None:
 
 def test_eviction_bounds_and_resumption_may_come_from_any_thread() -> None:
     async def main() -> None:
+        asyncio.get_running_loop().set_debug(True)  # it refuses what another thread must not do
         server = FakeServer()
         async with make_pool(server, max_size=1) as pool:
             first = await borrow(pool)
