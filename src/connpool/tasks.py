@@ -15,6 +15,7 @@ import asyncio
 from asyncio import AbstractEventLoop, Future, Task, TimerHandle, _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -161,7 +162,15 @@ class TaskRunner:
             operation = flow.send(None)
         except StopIteration:
             return None
-        return self._own(self.run(flow, operation), context)
+        task = self._own(self.run(flow, operation), context)
+        task.add_done_callback(partial(self._close, flow))
+        return task
+
+    def _close(self, flow: Flow[Any], task: Task[Any]) -> None:
+        """Let a flow clean up whose task was cancelled before it began."""
+        if task.cancelled():
+            flow.close()
+            self.follow_up()
 
     async def finish(self, flow: Flow[None]) -> None:
         """Run a flow to its end, also if this task is cancelled meanwhile: it does not wait then."""
