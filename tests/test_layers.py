@@ -20,9 +20,25 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 LAYERS = (
-    ("connpool._version", "connpool.errors", "connpool.reset", "connpool.options", "connpool.adapter"),
+    (
+        "connpool._version",
+        "connpool.errors",
+        "connpool.stats",
+        "connpool.events",
+        "connpool.reset",
+        "connpool.options",
+        "connpool.adapter",
+    ),
     ("connpool.engine",),
-    ("connpool.threads", "connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
+    (
+        "connpool.threads",
+        "connpool.borrowers",
+        "connpool.telling",
+        "connpool.deadlines",
+        "connpool.guard",
+        "connpool.pool",
+        "connpool.async_pool",
+    ),
 )
 TOP = len(LAYERS)
 

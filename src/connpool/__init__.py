@@ -11,10 +11,19 @@ from . import reset
 from ._version import __version__
 from .adapter import Adapter, Credentials, Fault, Verdict, register
 from .deadlines import deadline
-from .engine.stats import Histogram, PoolStats, Reason
-from .errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
+from .errors import (
+    Holder,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
 from .options import DEFAULT, PoolOptions
 from .pool import ConnectionPool, create_pool
+from .stats import Histogram, PoolStats, Reason
 
 __all__ = (
     "DEFAULT",
@@ -23,7 +32,9 @@ __all__ = (
     "Credentials",
     "Fault",
     "Histogram",
+    "Holder",
     "PoolClosed",
+    "PoolDeadlock",
     "PoolError",
     "PoolMisuse",
     "PoolOptions",
