@@ -31,13 +31,8 @@ LAYERS = (
     ),
     ("connpool.engine",),
     (
-        "connpool.threads",
-        "connpool.borrowers",
-        "connpool.telling",
-        "connpool.deadlines",
-        "connpool.guard",
-        "connpool.pool",
-        "connpool.async_pool",
+        *("connpool.threads", "connpool.tasks", "connpool.borrowers", "connpool.telling"),
+        *("connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
     ),
 )
 TOP = len(LAYERS)
@@ -57,6 +52,7 @@ PUBLIC = (
 NOT_PUBLIC = (
     "connpool.engine",
     "connpool.threads",
+    "connpool.tasks",
     "connpool.deadlines",
     "connpool.guard",
     "connpool.facade",

@@ -12,7 +12,7 @@ exception that it raises; `register` makes a further driver known.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from math import inf
@@ -222,6 +222,70 @@ class Adapter(Protocol[C]):
         """Classify what the driver raised; *dialling* while `connect` ran."""
 
 
+class AsyncAdapter(Protocol[C]):
+    """One asyncio driver, as the pool sees it.
+
+    The same names as in `Adapter`, with the same meanings and limits: what may wait is a coroutine
+    function, and what must not wait is a plain one.  Four things are particular to tasks:
+
+    * A step may be cancelled.  `CancelledError` passes through as it is, and is not delayed; afterwards
+      `verdict` says ``BROKEN`` if bytes went out whose answer was not read.
+    * `abort` and `forget` work in any thread, at any time, also when the loop of the connection is
+      closed: finalizers call them.
+    * A connection that becomes garbage gives its socket up.  If its driver does not see to that by
+      itself, the adapter does, as by a subclass whose ``__del__`` is `abort`.
+    * `verdict` and `alive` run in the task that has the connection, and must not wait.
+    """
+
+    name: str
+    bounded: bool
+    sees_transactions: bool = True
+    errors: Mapping[type[PoolError], type[PoolError]]
+    parts: Collection[Part]
+
+    # What may wait.
+
+    async def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> C: ...
+
+    async def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object: ...
+
+    async def ping(self, conn: C, limit: float | None) -> None: ...
+
+    async def idle_limit(self, conn: C, limit: float | None) -> float | None: ...
+
+    async def writable(self, conn: C, limit: float | None) -> bool: ...
+
+    async def begin(self, conn: C) -> None: ...
+
+    async def commit(self, conn: C) -> None: ...
+
+    async def rollback(self, conn: C, limit: float | None) -> None: ...
+
+    async def restore(self, conn: C, baseline: object, limit: float | None) -> None: ...
+
+    async def send_reset(
+        self, conn: C, baseline: object, memory: object, parts: tuple[Part, ...], limit: float | None
+    ) -> object | None: ...
+
+    async def read_reset(self, conn: C, token: object, limit: float | None) -> None: ...
+
+    async def close(self, conn: C, limit: float | None) -> None: ...
+
+    # What must not wait.
+
+    def adopt(self, conn: C) -> object: ...
+
+    def verdict(self, conn: C, baseline: object) -> Verdict: ...
+
+    def alive(self, conn: C) -> bool: ...
+
+    def abort(self, conn: C) -> None: ...
+
+    def forget(self, conn: C) -> None: ...
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault: ...
+
+
 # -- which adapter speaks for which driver -----------------------------------------------------------
 
 _DRIVERS: dict[str, str] = {
@@ -237,6 +301,21 @@ _SCHEMES: dict[str, str] = {
     "sqlite": "sqlite3",
 }
 _ANY_DRIVER = "connpool.adapters.dbapi:DBAPIAdapter"
+
+_ASYNC_DRIVERS: dict[str, str] = {
+    "psycopg": "connpool.adapters.psycopg_async:AsyncPsycopgAdapter",
+    "asyncpg": "connpool.adapters.asyncpg:AsyncpgAdapter",
+    "aiomysql": "connpool.adapters.aiomysql:AiomysqlAdapter",
+    "asyncmy": "connpool.adapters.asyncmy:AsyncmyAdapter",
+    "aiosqlite": "connpool.adapters.aiosqlite:AiosqliteAdapter",
+}
+_ASYNC_SCHEMES: dict[str, str] = {
+    "postgresql": "psycopg",
+    "postgres": "psycopg",
+    "mysql": "aiomysql",
+    "mariadb": "aiomysql",
+    "sqlite": "aiosqlite",
+}
 
 
 def register(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
@@ -287,6 +366,51 @@ def adapter_for(first: object, connect: Callable[[], C]) -> Adapter[C] | None:
         )
     adapter = _load(_ANY_DRIVER).around(connect)
     return adapter
+
+
+def register_async(driver: str, adapter: str, *, schemes: tuple[str, ...] = ()) -> None:
+    """Make an adapter for an asyncio driver known, as `register` does; the two have tables of their own."""
+    _ASYNC_DRIVERS[driver] = adapter
+    _ASYNC_SCHEMES.update(dict.fromkeys(schemes, driver))
+
+
+def async_adapter_for_url(url: str) -> AsyncAdapter[Any]:
+    """Return the asyncio adapter that the URL's scheme names, made from the URL.
+
+    A driver can be named after a plus sign: ``postgresql+asyncpg://``.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is needed, not {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    database, _, driver = scheme.partition("+")
+    known = _ASYNC_SCHEMES.get(database) if separator else None
+    if known is None or (driver and driver not in _ASYNC_DRIVERS):
+        schemes = ", ".join(f"{name}://" for name in _ASYNC_SCHEMES)
+        # The rest of the URL may hold a password: it is not repeated.
+        raise PoolMisuse(
+            f"a URL is needed that begins with one of: {schemes}; or with +, the name of a driver"
+            f" ({', '.join(_ASYNC_DRIVERS)}) and ://"
+        )
+    adapter: AsyncAdapter[Any] = _load(_ASYNC_DRIVERS[driver or known]).from_url(url)
+    return adapter
+
+
+def async_adapter_for(first: object, connect: Callable[[], Awaitable[C]]) -> AsyncAdapter[C] | None:
+    """Choose an asyncio adapter by what *connect* first returned, once awaited, or raised.
+
+    ``None`` for an exception that is no driver's: nothing is known yet.
+    """
+    for klass in type(first).__mro__:
+        where = _ASYNC_DRIVERS.get(klass.__module__.partition(".")[0])
+        if where is not None:
+            adapter: AsyncAdapter[C] = _load(where).around(connect)
+            return adapter
+    if isinstance(first, BaseException):
+        return None
+    raise PoolMisuse(
+        f"the connect callable returned {type(first).__module__}.{type(first).__qualname__}, for which no"
+        f" adapter for asyncio is known; there is one for each of: {', '.join(_ASYNC_DRIVERS)}"
+    )
 
 
 def _load(where: str) -> Any:

@@ -20,7 +20,8 @@ blocks_event_loop  WARNING a thread that runs an event loop had to wait; ``site`
 closed_in_use      WARNING the pool was closed and cut connections that were in use; ``sites``
 ================== ======= ============================================================================
 
-What comes in storms is limited: five of a name in ten seconds; the next one tells how many were left out.
+What comes in storms is limited, but for leaks: five of a name in ten seconds; the next one tells how many
+were left out.
 Names and fields are stable; texts may change in any release.
 """
 

@@ -7,12 +7,11 @@ breaks its rule is refused at construction, with a message that names option, va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from . import reset as resets
-from .adapter import Credentials
 from .events import Event
 
 
@@ -104,7 +103,7 @@ class PoolOptions:
     committed is not known.
     """
 
-    credentials: Callable[[], Mapping[str, Any] | Credentials] | None = None
+    credentials: Callable[[], object] | None = None
     """Asked before each dial for connect parameters, such as a password that changes; ``None`` none.
 
     Dials at the same time share one answer.  After a refusal it is asked once more.  It needs an adapter
@@ -183,6 +182,16 @@ class PoolOptions:
                 f"ping_after={self.ping_after!r}: must not be shorter than probe_after={self.probe_after!r};"
                 " set both, or probe_after=None"
             )
+
+    def apart(self) -> dict[str, Any]:
+        """Return the options of the pool of dedicated connections beside a pool with these."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "name": f"{self.name}.dedicated",
+            "max_size": self.max_dedicated,
+            "min_idle": 0,
+            "max_uses": 1,
+            "reset": "rollback",
+        }
 
 
 # -- rules -------------------------------------------------------------------------------------------

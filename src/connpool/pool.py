@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import count
 from math import inf
 from sys import _getframe
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, 
 
 from .adapter import Adapter, Credentials, adapter_for_url
 from .borrowers import threads
-from .deadlines import earliest
+from .deadlines import earliest, limits
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
@@ -454,15 +454,8 @@ class ConnectionPool(Generic[C]):
         if apart is None:
             if not self._options.max_dedicated:
                 raise PoolMisuse(f"dedicated(): max_dedicated=0 (pool {self.name!r})")
-            options = {field.name: getattr(self._options, field.name) for field in fields(self._options)} | {
-                "name": f"{self.name}.dedicated",
-                "max_size": self._options.max_dedicated,
-                "min_idle": 0,
-                "max_uses": 1,
-                "reset": "rollback",
-            }
             # Two threads may make one each; both get the same.
-            apart = self.__dict__.setdefault("_apart", ConnectionPool(self._source, **options))
+            apart = self.__dict__.setdefault("_apart", ConnectionPool(self._source, **self._options.apart()))
             if self._core.closed:  # `close` looks for it once it has said so
                 apart.close(0)
             elif self._core.suspended:  # so does `suspend`
@@ -588,10 +581,7 @@ class ConnectionPool(Generic[C]):
             )
         lease._entry = None  # the flow owns it while it looks
         timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
-        now = clock()
-        deadline = earliest(timeout, now)
-        if deadline is not None and deadline <= now:
-            timeout = 0  # also if it is a surrounding deadline that has passed
+        timeout, deadline = limits(timeout)
         entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline))
         return entry.conn
 

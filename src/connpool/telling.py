@@ -5,35 +5,11 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from .events import Event
 
-
-def tell(event: Event, observers: Sequence[Callable[[Event], object]]) -> None:
-    """Log an event, warn of a leak, and call each of the observers; what they raise is reported."""
-    import logging  # seldom needed, and slow to import
-
-    fields = {"event": event.name, "pool": event.pool, **event.fields}
-    logging.getLogger("connpool").log(event.level, "%s", event.text, extra=fields)
-    if event.name == "leak":
-        _call(_warn_of_leak, event)
-    for observer in observers:
-        _call(observer, event)
-
-
-def _call(observer: Callable[[Event], object], event: Event) -> None:
-    try:
-        observer(event)
-    except Exception as exc:
-        if isinstance(exc, Warning):
-            exc.__traceback__ = None  # warnings are errors here; its frames would keep what others lose
-        report(exc, observer)
-
-
-def _warn_of_leak(event: Event) -> None:
-    place = str(event.fields["site"])
-    path, _, number = place.rpartition(":")
-    warnings.warn_explicit(event.text, ResourceWarning, path or place, int(number) if path else 0)
+Reporter: TypeAlias = Callable[[Exception, object], None]
 
 
 def report(exc: Exception, origin: object) -> None:
@@ -42,3 +18,30 @@ def report(exc: Exception, origin: object) -> None:
     threading.excepthook(
         threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
     )
+
+
+def tell(event: Event, observers: Sequence[Callable[[Event], object]], reporter: Reporter = report) -> None:
+    """Log an event, warn of a leak, and call each of the observers; what they raise goes to *reporter*."""
+    import logging  # seldom needed, and slow to import
+
+    fields = {"event": event.name, "pool": event.pool, **event.fields}
+    logging.getLogger("connpool").log(event.level, "%s", event.text, extra=fields)
+    if event.name == "leak":
+        observers = (_warn_of_leak, *observers)
+    for observer in observers:
+        _call(observer, event, reporter)
+
+
+def _call(observer: Callable[[Event], object], event: Event, reporter: Reporter) -> None:
+    try:
+        observer(event)
+    except Exception as exc:
+        if isinstance(exc, Warning):
+            exc.__traceback__ = None  # warnings are errors here; its frames would keep what others lose
+        reporter(exc, observer)
+
+
+def _warn_of_leak(event: Event) -> None:
+    place = str(event.fields["site"])
+    path, _, number = place.rpartition(":")
+    warnings.warn_explicit(event.text, ResourceWarning, path or place, int(number) if path else 0)

@@ -37,6 +37,7 @@ from .options import PoolOptions
 from .reset import Part
 
 __all__ = (
+    "AsyncFakeAdapter",
     "Cancelled",
     "FakeAdapter",
     "FakeConnection",
@@ -150,6 +151,15 @@ class FakeConnection:
         self.session: dict[str, str] = {}  # settings that the server keeps
         self._before = self.session  # what a rollback comes back to
         server.sessions.add(self)
+
+    async def query(self, statement: str, seconds: float = 0.0) -> None:
+        """Do as `execute`, in a task that waits for the answer."""
+        import asyncio  # whoever awaits this has it loaded
+
+        outstanding, self.busy = self.busy, True  # it stays so if the task is cancelled meanwhile
+        await asyncio.sleep(seconds)
+        self.busy = outstanding
+        self.execute(statement)
 
     def execute(self, statement: str) -> None:
         """Send a statement: ``begin``, ``commit``, ``rollback``, ``fail``, ``set x y``, or anything else.
@@ -332,6 +342,132 @@ class FakeAdapter:
         if not self.server.wait(step, limit):
             conn.busy = True
             raise FakeOperationalError(f"no answer to {step.value} within {limit:g} s")
+        if conn.closed or not conn.alive:
+            raise FakeOperationalError("server closed the connection unexpectedly")
+
+
+class AsyncFakeAdapter:
+    """The adapter of the fake driver for asyncio: the same server and sessions, and steps that are awaited.
+
+    A step suspends its task for the server's latency, and at least once.  Where that is cut short by a
+    cancellation, the session is in the middle of an exchange, and a dial leaves none.
+    """
+
+    name = "fake"
+    bounded = True
+    sees_transactions = True
+    errors: Mapping[type[PoolError], type[PoolError]] = MappingProxyType({})
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self._twin = _Instant(server)  # what a step does; here is only how long it takes
+        self.parts = self._twin.parts
+
+    async def connect(
+        self, limit: float | None, credentials: Mapping[str, Any] | None = None
+    ) -> FakeConnection:
+        """Open a session."""
+        if not await self._pause(Step.CONNECT, limit):
+            raise FakeOperationalError("connect timed out")
+        return self._twin.connect(limit, credentials)
+
+    def adopt(self, conn: FakeConnection) -> object:
+        """Return the baseline: the mode at connect."""
+        return self._twin.adopt(conn)
+
+    async def remember(self, conn: FakeConnection, parts: tuple[Part, ...], limit: float | None) -> object:
+        """Return what the session was told before it came here."""
+        await self._round_trip(conn, Step.REMEMBER, limit)
+        return self._twin.remember(conn, parts, limit)
+
+    def verdict(self, conn: FakeConnection, baseline: object) -> Verdict:
+        """Judge by what the client can know."""
+        return FakeAdapter.verdict(self._twin, conn, baseline)
+
+    def alive(self, conn: FakeConnection) -> bool:
+        """Tell whether the server has closed its end."""
+        return conn.alive
+
+    async def ping(self, conn: FakeConnection, limit: float | None) -> None:
+        """Make a round trip."""
+        await self._round_trip(conn, Step.PING, limit)
+
+    async def idle_limit(self, conn: FakeConnection, limit: float | None) -> float | None:
+        """Return the server's own limit."""
+        await self._round_trip(conn, Step.IDLE_LIMIT, limit)
+        return self._twin.idle_limit(conn, limit)
+
+    async def writable(self, conn: FakeConnection, limit: float | None) -> bool:
+        """Ask the server whether it is the primary."""
+        await self._round_trip(conn, Step.WRITABLE, limit)
+        return self._twin.writable(conn, limit)
+
+    async def begin(self, conn: FakeConnection) -> None:
+        """Open a transaction."""
+        await self._round_trip(conn, Step.BEGIN, None)
+        self._twin.begin(conn)
+
+    async def commit(self, conn: FakeConnection) -> None:
+        """Commit."""
+        await self._round_trip(conn, Step.COMMIT, None)
+        self._twin.commit(conn)
+
+    async def rollback(self, conn: FakeConnection, limit: float | None) -> None:
+        """Roll back."""
+        await self._round_trip(conn, Step.ROLLBACK, limit)
+        self._twin.rollback(conn, limit)
+
+    async def restore(self, conn: FakeConnection, baseline: object, limit: float | None) -> None:
+        """Put the mode back."""
+        await self._round_trip(conn, Step.RESTORE, limit)
+        self._twin.restore(conn, baseline, limit)
+
+    async def send_reset(
+        self,
+        conn: FakeConnection,
+        baseline: object,
+        memory: object,
+        parts: tuple[Part, ...],
+        limit: float | None,
+    ) -> object:
+        """Put everything on its way back to what it was; the answer is outstanding."""
+        await self._round_trip(conn, Step.SEND_RESET, limit)
+        return self._twin.send_reset(conn, baseline, memory, parts, limit)
+
+    async def read_reset(self, conn: FakeConnection, token: object, limit: float | None) -> None:
+        """Read the answer."""
+        await self._round_trip(conn, Step.READ_RESET, limit)
+        self._twin.read_reset(conn, token, limit)
+
+    async def close(self, conn: FakeConnection, limit: float | None) -> None:
+        """Close politely."""
+        await self._pause(Step.CLOSE, limit)
+        conn.close()
+
+    def abort(self, conn: FakeConnection) -> None:
+        """Close at once."""
+        conn.close()
+
+    def forget(self, conn: FakeConnection) -> None:
+        """Leave the session to the parent process."""
+        conn.closed = True
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
+        """Classify by the text, as real adapters sometimes must."""
+        return self._twin.fault(exc, dialling=dialling)
+
+    async def _pause(self, step: Step, limit: float | None) -> bool:
+        import asyncio  # whoever awaits this has it loaded
+
+        seconds = self.server.seconds(step)
+        await asyncio.sleep(seconds if limit is None else min(seconds, limit))
+        return limit is None or seconds <= limit
+
+    async def _round_trip(self, conn: FakeConnection, step: Step, limit: float | None) -> None:
+        outstanding, conn.busy = conn.busy, True
+        if not await self._pause(step, limit):
+            raise FakeOperationalError(f"no answer to {step.value} within {limit:g} s")
+        conn.busy = outstanding
         if conn.closed or not conn.alive:
             raise FakeOperationalError("server closed the connection unexpectedly")
 

@@ -92,6 +92,18 @@ class Harness:
     def url(self) -> str:
         raise NotImplementedError
 
+    def adapter_for(self, first: Any) -> Adapter[Any]:
+        """Return what is chosen for a connection of `connect`."""
+        adapter = adapter_for(first, self.connect)
+        assert adapter is not None
+        return adapter
+
+    def adapter_for_url(self) -> Adapter[Any]:
+        return adapter_for_url(self.url())
+
+    def kind(self, adapter: Adapter[Any]) -> type[Any]:
+        return type(adapter)
+
     def bad_dials(self) -> Mapping[str, tuple[Adapter[Any], frozenset[Fault]]]:
         """Return adapters that cannot connect, and what their errors may be taken for."""
         raise NotImplementedError
@@ -1196,10 +1208,10 @@ class AdapterContract:
         self.need(harness, "around")
         first = harness.connect()
         try:
-            adapter = adapter_for(first, harness.connect)
+            adapter = harness.adapter_for(first)
         finally:
             first.close()
-        assert type(adapter) is type(harness.adapter())
+        assert harness.kind(adapter) is harness.kind(harness.adapter())
         assert not adapter.bounded
         lent = lend(adapter)
         assert lent.at_rest()
@@ -1209,8 +1221,8 @@ class AdapterContract:
         self, harness: Harness, lend: Callable[..., Lent]
     ) -> None:
         self.need(harness, "url")
-        adapter = adapter_for_url(harness.url())
-        assert type(adapter) is type(harness.adapter())
+        adapter = harness.adapter_for_url()
+        assert harness.kind(adapter) is harness.kind(harness.adapter())
         assert adapter.bounded
         lent = lend(adapter)
         assert lent.at_rest()

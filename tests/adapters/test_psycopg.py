@@ -1238,7 +1238,7 @@ def test_what_cannot_be_asked_is_no_limit_and_no_harm(
     assert failed.adapter.idle_limit(failed.conn, LIMIT) is None
     assert failed.verdict() is Verdict.FAILED
     with monkeypatch.context() as patch:
-        patch.setattr(adapters_psycopg, "_IDLE_LIMIT", "show no_such_setting")
+        patch.setattr(adapters_psycopg, "IDLE_LIMIT", "show no_such_setting")
         patch.setattr(adapters_psycopg, "_IS_READ_ONLY", "show no_such_setting")
         assert unknown.adapter.idle_limit(unknown.conn, LIMIT) is None
         assert unknown.adapter.writable(unknown.conn, LIMIT)

@@ -480,6 +480,13 @@ def test_failed_dials_are_told_and_their_end_too() -> None:
     assert world.events[1].fields == {"failures": 1, "seconds": pytest.approx(2.0)}
 
 
+def test_every_leak_is_told() -> None:
+    world = World(max_size=2)
+    for line in range(2 * MOST):
+        lose(world, "worker-1", line)
+    assert [event.fields["site"] for event in world.events] == [f"views.py:{n}" for n in range(2 * MOST)]
+
+
 def test_lost_session_is_told() -> None:
     world = World()
     entry = borrow(world, "worker-1", 41)
@@ -511,10 +518,12 @@ def test_storm_is_told_in_a_few_lines_and_counted() -> None:
 
 def test_events_that_were_left_out_are_counted_in_the_next_one() -> None:
     world = World(warn_after=None, max_size=20)
-    for _ in range(MOST + 3):
-        lose(world, "worker-1", 41)
-    world.now += WITHIN
-    lose(world, "worker-1", 41)
+    for wait in [0.0] * (MOST + 3) + [WITHIN]:
+        world.now += wait
+        entry = borrow(world, "worker-1", 41)
+        entry.conn.busy = True
+        world.release(entry, FakeOperationalError("server closed the connection unexpectedly")).value()
+        look(world)
     assert len(world.told) == MOST + 1
     assert world.events[-1].fields["left_out"] == 3
     assert world.told[-1].endswith("(and 3 such events before)")

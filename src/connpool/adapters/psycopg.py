@@ -1,4 +1,7 @@
-"""psycopg 3 (https://www.psycopg.org/psycopg3/), synchronous connections.
+"""psycopg 3 (https://www.psycopg.org/psycopg3/): both kinds of connections, and the synchronous adapter.
+
+What is said to the server stands here once, in generators that yield whenever the socket must be waited for
+(`Wait`).  `PsycopgAdapter` waits with poll, the adapter in `psycopg_async` in the event loop.
 
 What is true of this driver, and shapes what stands below:
 
@@ -57,11 +60,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 from psycopg import errors, pq
@@ -75,7 +78,15 @@ from psycopg.conninfo import (
 
 from connpool.adapter import Fault, Verdict
 from connpool.adapters.classes import Subclasses
-from connpool.adapters.postgresql import EVERYTHING, RESETS
+from connpool.adapters.postgresql import (
+    EVERYTHING,
+    IDLE_LIMIT,
+    READ_ONLY,
+    RESETS,
+    fault_of,
+    one_by_one,
+    reset_message,
+)
 from connpool.adapters.sockets import disconnect, keep_alive, ready, shut_down
 from connpool.errors import (
     PoolClosed,
@@ -88,6 +99,7 @@ from connpool.errors import (
 from connpool.reset import Part
 
 if TYPE_CHECKING:
+    from psycopg import BaseConnection
     from psycopg.abc import AdaptContext, ConnParam
     from psycopg.pq.abc import PGconn, PGresult
     from psycopg.rows import RowFactory, TupleRow
@@ -100,9 +112,11 @@ __all__ = [
     "PsycopgPoolUnavailable",
 ]
 
+B = TypeVar("B", bound="BaseConnection[Any]")
 C = TypeVar("C", bound="psycopg.Connection[Any]")
 C2 = TypeVar("C2", bound="psycopg.Connection[Any]")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 # -- the pool's errors, as this driver's --------------------------------------------------------------
@@ -133,22 +147,6 @@ class PsycopgPoolClosed(PoolClosed, psycopg.OperationalError):
 _CLEAN, _ALTERED, _BROKEN, _SPENT = Verdict.CLEAN, Verdict.ALTERED, Verdict.BROKEN, Verdict.SPENT
 # By libpq's PGTransactionStatusType: IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN.
 _VERDICTS = (_CLEAN, _BROKEN, Verdict.DIRTY, Verdict.FAILED, _BROKEN)
-
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_FAULTS = {
-    "08": Fault.DEAD,  # connection exceptions
-    "28": Fault.AUTH,  # invalid authorization specification
-    "25006": Fault.DEMOTED,  # read_only_sql_transaction
-    "3D000": Fault.AUTH,  # invalid_catalog_name: no such database
-    "53300": Fault.FULL,  # too_many_connections
-    "57P01": Fault.DEAD,  # admin_shutdown
-    "57P02": Fault.DEAD,  # crash_shutdown
-    "57P03": Fault.STARTING,  # cannot_connect_now
-    "57P04": Fault.DEAD,  # database_dropped
-    "57P05": Fault.DEAD,  # idle_session_timeout
-    "25P03": Fault.DEAD,  # idle_in_transaction_session_timeout
-    "25P04": Fault.DEAD,  # transaction_timeout
-}
 
 # What servers say to a dial that they refuse, in English.  What trying again may cure comes first:
 # one text can speak of several hosts.
@@ -201,13 +199,8 @@ _KEEPALIVES = {
 
 # The version that reports the one, and knows the other: idle_session_timeout.
 _MODERN = 140_000
-_READ_ONLY = ("in_hot_standby", "default_transaction_read_only")
-_IS_READ_ONLY = "; ".join(f"SHOW {name}" for name in _READ_ONLY)
+_IS_READ_ONLY = "; ".join(f"SHOW {name}" for name in READ_ONLY)
 _IS_READ_ONLY_BEFORE = "SELECT pg_catalog.pg_is_in_recovery(); SHOW default_transaction_read_only"
-# As an interval, because it is shown in whatever unit suits: "90s", "2min".
-_IDLE_LIMIT = (
-    "SELECT extract(epoch FROM pg_catalog.current_setting('idle_session_timeout', true)::pg_catalog.interval)"
-)
 
 # What of the parameters may be shown: never a password, not even a wrong one.
 _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")
@@ -276,7 +269,7 @@ def _watched(base: type[Any]) -> type[Any]:
 _classes = Subclasses(_watched)
 
 
-def _watch(conn: psycopg.Connection[Any], settings: _Settings) -> None:
+def _watch(conn: BaseConnection[Any], settings: _Settings) -> None:
     """Have *settings* told when something is set; without, all is compared each time."""
     object.__setattr__(conn, "_settings", settings)
     try:
@@ -325,23 +318,23 @@ def _complete(whole: object, names: Mapping[str, Any]) -> None:
             setattr(whole, name, stand_in)
 
 
-def _put_back(conn: psycopg.Connection[Any], settings: Any) -> None:
-    """Put all settings back.  The setters take the lock, so it must be free."""
+def to_put_back(conn: BaseConnection[Any], settings: Any) -> Iterator[tuple[str, object]]:
+    """Put back what has no setter; yield the names and values of what else is not as it was."""
     _put_back_handlers(conn, settings)
     for name in _SETTABLE:
         value = getattr(settings, name)
         if value is not _UNKNOWN and getattr(conn, name) is not value:
-            setattr(conn, name, value)
+            yield name, value
     if conn._notifies_backlog:
         conn._notifies_backlog.clear()
 
 
-def _put_back_handlers(conn: psycopg.Connection[Any], settings: Any) -> None:
+def _put_back_handlers(conn: BaseConnection[Any], settings: Any) -> None:
     conn._notice_handlers = [*settings.notice_handlers]
     conn._notify_handlers = [*settings.notify_handlers]
 
 
-def _forget_prepared(conn: psycopg.Connection[Any]) -> bool:
+def _forget_prepared(conn: BaseConnection[Any]) -> bool:
     """Clear psycopg's memory of what it prepared; tell whether the server has any of it.
 
     psycopg would deallocate that after the next statement.  If that one is prepared at once, it would be
@@ -354,16 +347,15 @@ def _forget_prepared(conn: psycopg.Connection[Any]) -> bool:
     return any_left
 
 
-def _reset_message(conn: psycopg.Connection[Any], parts: tuple[Part, ...], *, in_transaction: bool) -> str:
+def _reset_message(conn: BaseConnection[Any], parts: tuple[Part, ...], *, in_transaction: bool) -> str:
     """Return the one message that does the parts; psycopg's memory is cleared of what it deallocates."""
     if not in_transaction and all(part in EVERYTHING for part in parts):
         _forget_prepared(conn)
-        return "DISCARD ALL"
-    single = dict.fromkeys(each for part in parts for each in (RESETS if part in EVERYTHING else (part,)))
+        return reset_message(parts, in_transaction=False)
+    single = one_by_one(parts)
     if (in_transaction or Part.DEALLOCATE in single) and _forget_prepared(conn):
-        single[Part.DEALLOCATE] = None  # as in `rollback`
-    statements = [RESETS[part] for part in single]
-    return "; ".join(["ROLLBACK", *statements] if in_transaction else statements)
+        single = (*single, Part.DEALLOCATE)  # as in `rollback`
+    return reset_message(single, in_transaction=in_transaction)
 
 
 # -- the verdict -------------------------------------------------------------------------------------
@@ -403,10 +395,486 @@ def _judge(conn: Any, was: _Settings) -> Verdict:
     return _CLEAN
 
 
+# -- the wire ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Wait:
+    """What a step waits for: yielded, and answered with whether it has come in time."""
+
+    fileno: int
+    seconds: float | None
+    read: bool = True
+    write: bool = False
+
+
+Steps: TypeAlias = Generator[Wait, bool, T]
+"""Something to do on a connection, which yields whenever its socket must be waited for."""
+
+
+def dial(
+    params: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], deadline: float | None
+) -> Steps[PGconn]:
+    """Connect to the first address that lets us in.
+
+    `psycopg.connect` cannot be given such a limit, so the dial is made of the same public parts that it
+    is made of, except for the wait.  An address gets its share of the time that is left: one that
+    swallows every packet must not cost the next one its turn.
+    """
+    most = float(timeout_from_conninfo(dict(params)))  # 130 s if nobody said anything
+    failures: list[tuple[str, psycopg.Error]] = []
+    for number, attempt in enumerate(attempts):
+        seconds = most
+        if deadline is not None:
+            seconds = min(most, max(0.0, deadline - monotonic()) / (len(attempts) - number))
+        try:
+            return (yield from _dial_one(make_conninfo("", **attempt), seconds))
+        except psycopg.Error as exc:
+            where = attempt.get("host") or "local socket"
+            failures.append((f"{where} ({attempt.get('hostaddr')})", exc))
+    try:
+        last = failures[-1][1]
+        if len(failures) > 1:
+            texts = "\n".join(f"- {where}: {exc}" for where, exc in failures)
+            last = type(last)(f"no address could be connected:\n{texts}", pgconn=last.pgconn)
+        raise last
+    finally:
+        del failures, last  # else they and this frame would keep each other alive
+
+
+def _dial_one(conninfo: str, seconds: float) -> Steps[PGconn]:
+    """Connect to one address within *seconds*."""
+    deadline = monotonic() + seconds
+    pgconn = pq.PGconn.connect_start(conninfo.encode())
+    try:
+        while pgconn.status != pq.ConnStatus.BAD:
+            status = pgconn.connect_poll()
+            if status == pq.PollingStatus.OK:
+                pgconn.nonblocking = 1  # what psycopg expects, and every limit of ours
+                return pgconn
+            if status == pq.PollingStatus.FAILED:
+                break
+            # The socket is another one after each address, and each try with less encryption.
+            writing = status == pq.PollingStatus.WRITING
+            if not (yield Wait(pgconn.socket, deadline - monotonic(), read=not writing, write=writing)):
+                raise errors.ConnectionTimeout(f"not connected within {seconds:.3g} s")
+        message = f"connection failed: {pgconn.get_error_message()}"
+        raise psycopg.OperationalError(message, pgconn=errors.finish_pgconn(pgconn))
+    except BaseException:
+        pgconn.finish()
+        raise
+
+
+def _keep_alive(pgconn: PGconn) -> None:
+    """Have the kernel watch the connection, as far as libpq has not been told how."""
+    try:
+        given = [name for option in pgconn.info if option.val for name in _KEEPALIVES.get(option.keyword, ())]
+        keep_alive(pgconn.socket, leave=given)
+    except psycopg.OperationalError:
+        pass  # closed already; the verdict says so
+
+
+def busy(what: str, limit: float | None, *, who: str) -> psycopg.OperationalError:
+    """Make the error for a lock that was not to be had."""
+    return psycopg.OperationalError(f"{what}: another {who} has used the connection for {limit:.3g} s")
+
+
+@dataclass(slots=True)
+class Wire:
+    """A connection whose lock we hold, and the deadline of what is being done with it."""
+
+    conn: BaseConnection[Any]
+    what: str
+    limit: float | None
+    deadline: float | None
+
+    @property
+    def pgconn(self) -> PGconn:
+        return self.conn.pgconn
+
+    def send(self, commands: str) -> Steps[None]:
+        """Send a message; it is with the kernel when this returns."""
+        pgconn = self.conn.pgconn
+        pgconn.send_query(commands.encode())
+        while pgconn.flush():
+            # The server may write before it reads on, until we have read that.
+            yield from self._wait(write=True)
+            pgconn.consume_input()
+
+    def read(self) -> Steps[list[PGresult]]:
+        """Read all the answers to one message and return them; raise what the server says."""
+        pgconn = self.conn.pgconn
+        results: list[PGresult] = []
+        while True:
+            if pgconn.is_busy():
+                yield from self._wait()
+                pgconn.consume_input()
+                continue
+            result = pgconn.get_result()
+            if result is None:
+                break
+            results.append(result)
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=self.conn.info.encoding)
+        return results
+
+    def exchange(self, commands: str) -> Steps[list[PGresult]]:
+        """Send a message and read its answers; raise what the server says."""
+        yield from self.send(commands)
+        return (yield from self.read())
+
+    def ask(self, question: str) -> Steps[list[bytes | None]]:
+        """Return the one value of each answer; none if the server does not know what is asked for."""
+        try:
+            results = yield from self.exchange(question)
+        except psycopg.Error as exc:
+            if _fault(exc, dialling=False) is not Fault.ORDINARY:
+                raise
+            return []
+        return [result.get_value(0, 0) for result in results]
+
+    def _wait(self, *, write: bool = False) -> Steps[None]:
+        """Wait for the socket; close the connection if there is no time left.
+
+        The answer might come later, and be taken for the next statement's.
+        """
+        left = None if self.deadline is None else self.deadline - monotonic()
+        if not (yield Wait(self.conn.pgconn.socket, left, write=write)):
+            self.conn.pgconn.finish()
+            raise psycopg.OperationalError(
+                f"{self.what}: no answer within {self.limit:.3g} s, the connection is closed"
+            )
+
+
+# -- what is said on it --------------------------------------------------------------------------------
+
+
+def ping(wire: Wire) -> Steps[None]:
+    """Send an empty query, which changes nothing in any state of a transaction."""
+    yield from wire.exchange("")
+
+
+def idle_limit(wire: Wire) -> Steps[float | None]:
+    """Ask for ``idle_session_timeout``, which there is since PostgreSQL 14; 0 means never."""
+    if wire.pgconn.server_version < _MODERN:
+        return None
+    for value in (yield from wire.ask(IDLE_LIMIT)):
+        return float(value or 0) or None
+    return None
+
+
+def writable(wire: Wire) -> Steps[bool]:
+    """Ask whether the server is a standby, or begins all transactions READ ONLY.
+
+    In a failed transaction what it has reported with the error tells.  A session that its borrower
+    has made read-only, not his transaction alone, counts as a read-only server: nothing that can be
+    read in a failed transaction tells them apart, and it is not to be lent again either.
+    """
+    pgconn = wire.pgconn
+    status = pgconn.transaction_status
+    modern = pgconn.server_version >= _MODERN
+    answers: list[bytes | None]
+    if status == pq.TransactionStatus.IDLE or (status == pq.TransactionStatus.INTRANS and modern):
+        answers = yield from wire.ask(_IS_READ_ONLY if modern else _IS_READ_ONLY_BEFORE)
+    else:
+        answers = [pgconn.parameter_status(name.encode()) for name in READ_ONLY]
+    return not {b"on", b"t"}.intersection(answers)
+
+
+def begin(wire: Wire) -> Steps[None]:
+    """Send the BEGIN that psycopg would, with the connection's characteristics.
+
+    psycopg itself sends none in autocommit, and only together with a statement otherwise; and
+    in its ``transaction()`` block ``commit()`` is forbidden.
+    """
+    conn = wire.conn
+    words = ["BEGIN"]
+    if conn.isolation_level is not None:
+        words.append("ISOLATION LEVEL " + conn.isolation_level.name.replace("_", " "))
+    if conn.read_only is not None:
+        words.append("READ ONLY" if conn.read_only else "READ WRITE")
+    if conn.deferrable is not None:
+        words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
+    yield from wire.exchange(" ".join(words))
+
+
+def rollback(wire: Wire) -> Steps[None]:
+    """Roll back, and forget what psycopg prepared, as it does in a rollback of its own.
+
+    What was prepared may refer to tables that the rollback has undone.
+    """
+    # A psycopg that keeps it elsewhere forgets nothing here; that is its own affair.
+    forgotten = hasattr(wire.conn._prepared, "_to_flush") and _forget_prepared(wire.conn)
+    yield from wire.exchange("ROLLBACK; DEALLOCATE ALL" if forgotten else "ROLLBACK")
+
+
+def drop_notifies(wire: Wire) -> Steps[None]:
+    """Drop what libpq has read and psycopg has not asked for: it was for the last borrower."""
+    while wire.pgconn.notifies():
+        pass
+    yield from ()
+
+
+def adapters_of(conn: BaseConnection[Any], parts: tuple[Part, ...]) -> object:
+    """Copy the adapters for `Part.FULL`: what a reset brings back and the server does not remember.
+
+    ``None`` if there are none yet: psycopg copies its global ones when the first cursor is made.
+    """
+    adapters = conn._adapters if Part.FULL in parts else None
+    return None if adapters is None else AdaptersMap(adapters)
+
+
+def send_reset(settings: Any, memory: object, parts: tuple[Part, ...], wire: Wire) -> Steps[None]:
+    """Send the parts in one message, after a ROLLBACK if a transaction is open.
+
+    What no verdict can see, the adapters and what psycopg has prepared, is put right before the
+    message is on its way: an interrupt after it finds the connection BROKEN, until the settings are
+    put back, and those the verdict sees.
+    """
+    conn = wire.conn
+    _put_back_handlers(conn, settings)  # no notice of ours is for the borrower
+    if Part.FULL in parts:
+        conn._adapters = None if memory is None else AdaptersMap(cast("AdaptersMap", memory))
+    in_transaction = wire.pgconn.transaction_status != pq.TransactionStatus.IDLE
+    yield from wire.send(_reset_message(conn, parts, in_transaction=in_transaction))
+
+
+def read_reset(wire: Wire) -> Steps[None]:
+    """Read the answers to a reset, and drop what was notified."""
+    yield from wire.read()
+    yield from drop_notifies(wire)
+
+
+# -- faults -----------------------------------------------------------------------------------------
+
+
+def _fault(exc: BaseException, *, dialling: bool) -> Fault:
+    """Classify by SQLSTATE; while dialling by what the server's text says."""
+    if isinstance(exc, PoolError) or not isinstance(exc, psycopg.Error):
+        return Fault.DEAD if dialling and isinstance(exc, OSError) else Fault.ORDINARY
+    if dialling and exc.sqlstate is None:
+        return _refusal(exc)
+    if exc.sqlstate is None:
+        # No server said this.  libpq and psycopg say it of a connection that is gone, except
+        # that a pipeline skips what comes after an error.
+        gone = isinstance(exc, psycopg.OperationalError)
+        return Fault.DEAD if gone and not isinstance(exc, errors.PipelineAborted) else Fault.ORDINARY
+    return fault_of(exc.sqlstate, exc.diag.severity_nonlocalized, dialling=dialling)
+
+
+def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
+    """Raise if libpq does not know one of the names."""
+    try:
+        make_conninfo(**dict.fromkeys(parameters, ""))
+    except psycopg.ProgrammingError as exc:  # it names the parameter, and there are no values
+        raise PoolMisuse(f"psycopg: {exc}") from None
+
+
+def _refusal(exc: psycopg.Error) -> Fault:
+    """Classify a failed dial, for which there is no SQLSTATE."""
+    if not isinstance(exc, psycopg.OperationalError):
+        return Fault.ORDINARY
+    text = str(exc)
+    for fault, pattern in _REFUSALS:
+        if pattern.search(text):
+            return fault
+    if exc.pgconn is not None and exc.pgconn.needs_password:
+        return Fault.AUTH
+    return Fault.DEAD
+
+
 # -- the adapter -------------------------------------------------------------------------------------
 
 
-class PsycopgAdapter(Generic[C]):
+class Psycopg(Generic[B]):
+    """What the adapters for both kinds of connections share: everything but the waiting."""
+
+    name: str = "psycopg"
+    bounded: bool = True
+    sees_transactions: bool = True
+    parts: Collection[Part] = frozenset((*EVERYTHING, *RESETS))
+    errors: Mapping[type[PoolError], type[PoolError]] = {
+        PoolTimeout: PsycopgPoolTimeout,
+        PoolOverloaded: PsycopgPoolOverloaded,
+        PoolUnavailable: PsycopgPoolUnavailable,
+        PoolClosed: PsycopgPoolClosed,
+    }
+    _kind: type[BaseConnection[Any]]
+    _callable: Callable[[], Any] | None = None
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        row_factory: Any = None,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        cursor_factory: Any = None,
+        **kwargs: ConnParam,
+    ) -> None:
+        try:
+            make_conninfo(conninfo)
+        except psycopg.ProgrammingError:
+            # libpq quotes what it does not understand, and that may be a part of the password.
+            raise PoolMisuse(
+                "libpq cannot parse the connection string (not repeated here, it may hold a"
+                " password); in a URL, @ : / ? # and % inside a name or password must be"
+                " percent-encoded"
+            ) from None
+        _refuse_unknown(kwargs)
+        self._conninfo = conninfo
+        self._kwargs = kwargs
+        self._row_factory = row_factory
+        self._autocommit = autocommit
+        self._prepare_threshold = prepare_threshold
+        self._context = context
+        self._cursor_factory = cursor_factory
+
+    def __repr__(self) -> str:
+        # Of a callable only its name: a functools.partial shows its arguments.
+        if self._callable is not None:
+            shown = getattr(self._callable, "__qualname__", type(self._callable).__qualname__)
+            return f"{type(self).__name__}.around({shown})"
+        params = conninfo_to_dict(self._conninfo, **self._kwargs)
+        shown = " ".join(f"{name}={params[name]}" for name in _SHOWN if name in params)
+        return f"{type(self).__name__}({shown!r})"
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    def _parameters(self, credentials: Mapping[str, Any]) -> dict[str, Any]:
+        _refuse_unknown(credentials)
+        params = {**conninfo_to_dict(self._conninfo, **self._kwargs), **credentials}
+        return {name: value for name, value in params.items() if value is not None}
+
+    def _furnished(self, pgconn: PGconn) -> B:
+        """Make a connection of psycopg's own class, as its ``connect`` does."""
+        try:
+            conn: Any = self._kind(pgconn)
+            conn.prepare_threshold = self._prepare_threshold
+            if self._row_factory is not None:
+                conn.row_factory = self._row_factory
+            if self._cursor_factory is not None:
+                conn.cursor_factory = self._cursor_factory
+            if self._context is not None:
+                # The one thing that has no public setter.
+                conn._adapters = AdaptersMap(self._context.adapters)
+        except BaseException:
+            pgconn.finish()
+            raise
+        return cast("B", conn)
+
+    def adopt(self, conn: Any) -> object:
+        """Return the settings as they are now, and see to it that `verdict` will find all names.
+
+        The socket gets its keepalive here, so that it is the same for a callable's connections.
+        """
+        kind: type[Any] = self._kind
+        if not isinstance(conn, kind):
+            raise PoolMisuse(
+                f"the connect callable returned a {type(conn).__module__}.{type(conn).__qualname__},"
+                f" not a psycopg.{kind.__name__}"
+            )
+        _keep_alive(conn.pgconn)
+        _complete(conn, _PRIVATE)
+        _complete(conn._prepared, _PREPARING)
+        if conn._notifies_backlog:
+            conn._notifies_backlog.clear()  # it came before anybody could ask for it
+        settings = _Settings(
+            conn._autocommit,
+            conn._isolation_level,
+            conn._read_only,
+            conn._deferrable,
+            conn.row_factory,
+            conn.cursor_factory,
+            conn.server_cursor_factory,
+            conn._prepared.prepare_threshold,
+            conn._prepared.prepared_max,
+            [*conn._notice_handlers],
+            [*conn._notify_handlers],
+            conn.pgconn,
+            conn.lock.locked,
+            conn._notifies_backlog,
+            bool(conn._num_transactions or conn._tpc),
+        )
+        _watch(conn, settings)
+        return settings
+
+    # -- judging -------------------------------------------------------------------------------------
+
+    # -- warm path
+    def verdict(self, conn: B, baseline: Any) -> Verdict:
+        """Judge by libpq's own state, which no interrupt can falsify, and psycopg's above it."""
+        try:
+            pgconn, locked = baseline.pgconn, baseline.locked
+            # A held lock is a thread inside the connection, which may be about to send.
+            if (
+                pgconn.transaction_status
+                or pgconn.pipeline_status
+                or locked()
+                or baseline.touched is not False
+                or baseline.backlog
+            ):
+                return _judge(conn, baseline)
+            return _CLEAN
+        except Exception:  # costs nothing until it happens
+            return _BROKEN
+
+    # -- end of warm path
+
+    def alive(self, conn: B) -> bool:
+        """Tell whether the socket is quiet.
+
+        Right under TLS too: there is nothing left to decrypt in a connection at rest.  Only NOTIFY
+        makes a healthy connection readable, and whoever listens wants no pool.
+        """
+        try:
+            return not ready(conn.pgconn.socket)
+        except (psycopg.Error, OSError, ValueError):  # closed; or not a descriptor any more
+            return False
+
+    # -- closing -------------------------------------------------------------------------------------
+
+    def _new_lock(self) -> object:
+        """Make a lock such as psycopg has in these connections."""
+        raise NotImplementedError
+
+    def _finish(self, conn: B) -> None:
+        """Say goodbye if it can be said at once, and close; cut it if somebody is inside."""
+        raise NotImplementedError
+
+    def abort(self, conn: B) -> None:
+        """Shut the socket down, which ends a call that somebody is in; close if none is.
+
+        Whoever is in a call gets `psycopg.OperationalError`, and libpq closes the
+        connection under it; the memory is freed with the connection object.
+        """
+        shut_down(lambda: conn.pgconn.socket)
+        self._finish(conn)
+
+    def forget(self, conn: Any) -> None:
+        """Let the descriptor lead nowhere, and put a closed connection of libpq's in place of the open one.
+
+        The open one is the parent's, and not to be touched: a thread of his may be inside it.
+        """
+        disconnect(lambda: conn.pgconn.socket)
+        try:
+            nothing = pq.PGconn.connect_start(b"=")  # no parameter is called that: nobody is dialled
+            nothing.finish()
+            conn.pgconn = nothing
+            conn.lock = self._new_lock()
+        except Exception:
+            pass  # no memory, or another psycopg: the descriptor leads nowhere all the same
+
+    # -- faults --------------------------------------------------------------------------------------
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
+        """Classify by SQLSTATE; while dialling by what the server's text says."""
+        return _fault(exc, dialling=dialling)
+
+
+class PsycopgAdapter(Psycopg[C]):
     """Connections of psycopg 3, made by the adapter within a limit.
 
     Prefer it to a bare ``lambda: psycopg.connect(...)``, whose dials nobody can limit.
@@ -421,16 +889,7 @@ class PsycopgAdapter(Generic[C]):
         PoolMisuse: libpq cannot parse the connection string, or knows no such parameter.
     """
 
-    name: str = "psycopg"
-    bounded: bool = True
-    sees_transactions: bool = True
-    parts: Collection[Part] = frozenset((*EVERYTHING, *RESETS))
-    errors: Mapping[type[PoolError], type[PoolError]] = {
-        PoolTimeout: PsycopgPoolTimeout,
-        PoolOverloaded: PsycopgPoolOverloaded,
-        PoolUnavailable: PsycopgPoolUnavailable,
-        PoolClosed: PsycopgPoolClosed,
-    }
+    _kind = psycopg.Connection
 
     @overload
     def __init__(
@@ -458,35 +917,8 @@ class PsycopgAdapter(Generic[C]):
         **kwargs: ConnParam,
     ) -> None: ...
 
-    def __init__(
-        self,
-        conninfo: str = "",
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        autocommit: bool = False,
-        prepare_threshold: int | None = 5,
-        context: AdaptContext | None = None,
-        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
-        **kwargs: ConnParam,
-    ) -> None:
-        try:
-            make_conninfo(conninfo)
-        except psycopg.ProgrammingError:
-            # libpq quotes what it does not understand, and that may be a part of the password.
-            raise PoolMisuse(
-                "libpq cannot parse the connection string (not repeated here, it may hold a"
-                " password); in a URL, @ : / ? # and % inside a name or password must be"
-                " percent-encoded"
-            ) from None
-        _refuse_unknown(kwargs)
-        self._conninfo = conninfo
-        self._kwargs = kwargs
-        self._row_factory = row_factory
-        self._autocommit = autocommit
-        self._prepare_threshold = prepare_threshold
-        self._context = context
-        self._cursor_factory = cursor_factory
-        self._callable: Callable[[], C] | None = None
+    def __init__(self, conninfo: str = "", **kwargs: Any) -> None:
+        super().__init__(conninfo, **kwargs)
 
     @classmethod
     def around(cls, connect: Callable[[], C2]) -> PsycopgAdapter[C2]:
@@ -502,15 +934,6 @@ class PsycopgAdapter(Generic[C]):
         scheme, separator, rest = url.partition("://")
         return PsycopgAdapter(scheme.partition("+")[0] + separator + rest)
 
-    def __repr__(self) -> str:
-        # Of a callable only its name: a functools.partial shows its arguments.
-        if self._callable is not None:
-            shown = getattr(self._callable, "__qualname__", type(self._callable).__qualname__)
-            return f"PsycopgAdapter.around({shown})"
-        params = conninfo_to_dict(self._conninfo, **self._kwargs)
-        shown = " ".join(f"{name}={params[name]}" for name in _SHOWN if name in params)
-        return f"PsycopgAdapter({shown!r})"
-
     # -- opening -------------------------------------------------------------------------------------
 
     def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> C:
@@ -518,209 +941,46 @@ class PsycopgAdapter(Generic[C]):
 
         *credentials* are parameters of libpq's, in place of those of the same names, wherever these come
         from; ``None`` for a value takes the parameter away.
-
-        `psycopg.connect` cannot be given such a limit, so the dial is made of the same public
-        parts that it is made of, except for the wait.  An address gets its share of the time that
-        is left: one that swallows every packet must not cost the next one its turn.
         """
         if self._callable is not None:
-            return self._callable()
+            conn: C = self._callable()
+            return conn
         deadline = None if limit is None else monotonic() + limit
         params = self._parameters(credentials or {})
-        most = float(timeout_from_conninfo(params))  # 130 s if nobody said anything
-        attempts = conninfo_attempts(params)
-        failures: list[tuple[str, psycopg.Error]] = []
-        for number, attempt in enumerate(attempts):
-            seconds = most
-            if deadline is not None:
-                seconds = min(most, max(0.0, deadline - monotonic()) / (len(attempts) - number))
-            try:
-                pgconn = _dial(make_conninfo("", **attempt), seconds)
-            except psycopg.Error as exc:
-                where = attempt.get("host") or "local socket"
-                failures.append((f"{where} ({attempt.get('hostaddr')})", exc))
-            else:
-                return cast("C", self._furnished(pgconn))
-        try:
-            last = failures[-1][1]
-            if len(failures) > 1:
-                texts = "\n".join(f"- {where}: {exc}" for where, exc in failures)
-                last = type(last)(f"no address could be connected:\n{texts}", pgconn=last.pgconn)
-            raise last
-        finally:
-            del failures, last  # else they and this frame would keep each other alive
-
-    def _parameters(self, credentials: Mapping[str, Any]) -> dict[str, Any]:
-        _refuse_unknown(credentials)
-        params = {**conninfo_to_dict(self._conninfo, **self._kwargs), **credentials}
-        return {name: value for name, value in params.items() if value is not None}
-
-    def _furnished(self, pgconn: PGconn) -> psycopg.Connection[Any]:
-        """Make a connection of psycopg's own class, as `psycopg.connect` does."""
-        try:
-            conn: psycopg.Connection[Any] = psycopg.Connection(pgconn)
-            conn.prepare_threshold = self._prepare_threshold
-            if self._autocommit:
-                conn.autocommit = True
-            if self._row_factory is not None:
-                conn.row_factory = self._row_factory
-            if self._cursor_factory is not None:
-                conn.cursor_factory = self._cursor_factory
-            if self._context is not None:
-                # The one thing that has no public setter.
-                conn._adapters = AdaptersMap(self._context.adapters)
-        except BaseException:
-            pgconn.finish()
-            raise
+        conn = self._furnished(_run(dial(params, conninfo_attempts(params), deadline)))
+        if self._autocommit:
+            conn.autocommit = True
         return conn
 
-    def adopt(self, conn: C) -> object:
-        """Return the settings as they are now, and see to it that `verdict` will find all names.
-
-        The socket gets its keepalive here, so that it is the same for a callable's connections.
-        """
-        if not isinstance(conn, psycopg.Connection):
-            raise PoolMisuse(
-                f"the connect callable returned a {type(conn).__module__}.{type(conn).__qualname__},"
-                " not a psycopg.Connection"
-            )
-        _keep_alive(conn.pgconn)
-        _complete(conn, _PRIVATE)
-        _complete(conn._prepared, _PREPARING)
-        if conn._notifies_backlog:
-            conn._notifies_backlog.clear()  # it came before anybody could ask for it
-        settings = _Settings(
-            conn._autocommit,
-            conn._isolation_level,
-            conn._read_only,
-            conn._deferrable,
-            conn.row_factory,
-            conn.cursor_factory,
-            conn.server_cursor_factory,
-            conn._prepared.prepare_threshold,
-            conn._prepared.prepared_max,
-            [*conn._notice_handlers],
-            [*conn._notify_handlers],
-            conn.pgconn,
-            conn.lock.locked,
-            conn._notifies_backlog,
-            bool(conn._num_transactions or conn._tpc),
-        )
-        _watch(conn, settings)
-        return settings
-
     def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
-        """Copy the adapters for `Part.FULL`; the server remembers all else that a reset brings back.
-
-        ``None`` if there are none yet: psycopg copies its global ones when the first cursor is made.
-        """
-        adapters = conn._adapters if Part.FULL in parts else None
-        return None if adapters is None else AdaptersMap(adapters)
-
-    # -- judging -------------------------------------------------------------------------------------
-
-    # -- warm path
-    def verdict(self, conn: C, baseline: Any) -> Verdict:
-        """Judge by libpq's own state, which no interrupt can falsify, and psycopg's above it."""
-        try:
-            pgconn, locked = baseline.pgconn, baseline.locked
-            # A held lock is a thread inside the connection, which may be about to send.
-            if (
-                pgconn.transaction_status
-                or pgconn.pipeline_status
-                or locked()
-                or baseline.touched is not False
-                or baseline.backlog
-            ):
-                return _judge(conn, baseline)
-            return _CLEAN
-        except Exception:  # costs nothing until it happens
-            return _BROKEN
-
-    # -- end of warm path
-
-    def alive(self, conn: C) -> bool:
-        """Tell whether the socket is quiet.
-
-        Right under TLS too: there is nothing left to decrypt in a connection at rest.  Only NOTIFY
-        makes a healthy connection readable, and whoever listens wants no pool.
-        """
-        try:
-            return not ready(conn.pgconn.socket)
-        except (psycopg.Error, OSError, ValueError):  # closed; or not a descriptor any more
-            return False
+        """Copy the adapters for `Part.FULL`; the server remembers all else that a reset brings back."""
+        return adapters_of(conn, parts)
 
     # -- speaking ------------------------------------------------------------------------------------
 
     def ping(self, conn: C, limit: float | None) -> None:
         """Send an empty query, which changes nothing in any state of a transaction."""
-        _exchange(conn, "", "ping", limit)
+        _speak(conn, "ping", limit, ping)
 
     def idle_limit(self, conn: C, limit: float | None) -> float | None:
         """Ask for ``idle_session_timeout``, which there is since PostgreSQL 14; 0 means never."""
-        if conn.pgconn.server_version < _MODERN:
-            return None
-        for value in self._ask(conn, _IDLE_LIMIT, "idle_session_timeout", limit):
-            return float(value or 0) or None
-        return None
+        return _speak(conn, "idle_session_timeout", limit, idle_limit)
 
     def writable(self, conn: C, limit: float | None) -> bool:
-        """Ask whether the server is a standby, or begins all transactions READ ONLY.
-
-        In a failed transaction what it has reported with the error tells.  A session that its borrower
-        has made read-only, not his transaction alone, counts as a read-only server: nothing that can be
-        read in a failed transaction tells them apart, and it is not to be lent again either.
-        """
-        pgconn = conn.pgconn
-        status = pgconn.transaction_status
-        modern = pgconn.server_version >= _MODERN
-        answers: list[bytes | None]
-        if status == pq.TransactionStatus.IDLE or (status == pq.TransactionStatus.INTRANS and modern):
-            question = _IS_READ_ONLY if modern else _IS_READ_ONLY_BEFORE
-            answers = self._ask(conn, question, "in_hot_standby", limit)
-        else:
-            answers = [pgconn.parameter_status(name.encode()) for name in _READ_ONLY]
-        return not {b"on", b"t"}.intersection(answers)
-
-    def _ask(self, conn: C, question: str, what: str, limit: float | None) -> list[bytes | None]:
-        """Return the one value of each answer; none if the server does not know what is asked for."""
-        try:
-            results = _exchange(conn, question, what, limit)
-        except psycopg.Error as exc:
-            if self.fault(exc, dialling=False) is not Fault.ORDINARY:
-                raise
-            return []
-        return [result.get_value(0, 0) for result in results]
+        """Ask whether the server is a standby, or begins all transactions READ ONLY."""
+        return _speak(conn, "in_hot_standby", limit, writable)
 
     def begin(self, conn: C) -> None:
-        """Send the BEGIN that psycopg would, with the connection's characteristics.
-
-        psycopg itself sends none in autocommit, and only together with a statement otherwise; and
-        in its ``transaction()`` block `commit` is forbidden.
-        """
-        words = ["BEGIN"]
-        if conn.isolation_level is not None:
-            words.append("ISOLATION LEVEL " + conn.isolation_level.name.replace("_", " "))
-        if conn.read_only is not None:
-            words.append("READ ONLY" if conn.read_only else "READ WRITE")
-        if conn.deferrable is not None:
-            words.append("DEFERRABLE" if conn.deferrable else "NOT DEFERRABLE")
-        _exchange(conn, " ".join(words), "BEGIN", None)
+        """Send the BEGIN that psycopg would, with the connection's characteristics."""
+        _speak(conn, "BEGIN", None, begin)
 
     def commit(self, conn: C) -> None:
         """Commit."""
         conn.commit()
 
     def rollback(self, conn: C, limit: float | None) -> None:
-        """Roll back, and forget what psycopg prepared, as it does in a rollback of its own.
-
-        What was prepared may refer to tables that the rollback has undone.
-        """
-        with _inside(conn, "ROLLBACK", limit) as wire:
-            # A psycopg that keeps it elsewhere forgets nothing here; that is its own affair.
-            forgotten = hasattr(conn._prepared, "_to_flush") and _forget_prepared(conn)
-            wire.send("ROLLBACK; DEALLOCATE ALL" if forgotten else "ROLLBACK")
-            wire.read()
+        """Roll back, and forget what psycopg prepared, as it does in a rollback of its own."""
+        _speak(conn, "ROLLBACK", limit, rollback)
 
     # -- going back ----------------------------------------------------------------------------------
 
@@ -729,25 +989,14 @@ class PsycopgAdapter(Generic[C]):
 
         *limit* is for the lock, if another thread has it; the setters take it once more.
         """
-        with _inside(conn, "restore", limit) as wire:
-            wire.drop_notifies()
-        _put_back(conn, baseline)
+        _speak(conn, "restore", limit, drop_notifies)
+        self._put_back(conn, baseline)
 
     def send_reset(
         self, conn: C, baseline: Any, memory: object, parts: tuple[Part, ...], limit: float | None
     ) -> object | None:
-        """Send the parts in one message, after a ROLLBACK if a transaction is open.
-
-        What no verdict can see, the adapters and what psycopg has prepared, is put right before the
-        message is on its way: an interrupt after it finds the connection BROKEN, until `read_reset`
-        has got to the settings, and those the verdict sees.
-        """
-        with _inside(conn, "reset", limit) as wire:
-            _put_back_handlers(conn, baseline)  # no notice of ours is for the borrower
-            if Part.FULL in parts:
-                conn._adapters = None if memory is None else AdaptersMap(cast("AdaptersMap", memory))
-            in_transaction = wire.pgconn.transaction_status != pq.TransactionStatus.IDLE
-            wire.send(_reset_message(conn, parts, in_transaction=in_transaction))
+        """Send the parts in one message, after a ROLLBACK if a transaction is open."""
+        _speak(conn, "reset", limit, partial(send_reset, baseline, memory, parts))
         settings: object = baseline
         return settings
 
@@ -757,18 +1006,28 @@ class PsycopgAdapter(Generic[C]):
         For the server has done nothing of a message in which one statement failed.
         """
         try:
-            with _inside(conn, "reset", limit) as wire:
-                wire.read()
-                wire.drop_notifies()
-            _put_back(conn, token)
+            _speak(conn, "reset", limit, read_reset)
+            self._put_back(conn, token)
         except BaseException:
-            self.close(conn, None)
+            self._finish(conn)
             raise
+
+    @staticmethod
+    def _put_back(conn: C, settings: object) -> None:
+        """Put all settings back.  The setters take the lock, so it must be free."""
+        for name, value in to_put_back(conn, settings):
+            setattr(conn, name, value)
 
     # -- closing -------------------------------------------------------------------------------------
 
     def close(self, conn: C, limit: float | None) -> None:  # noqa: ARG002 -- it never blocks
         """Say goodbye if it can be said at once, and close."""
+        self._finish(conn)
+
+    def _new_lock(self) -> object:
+        return threading.Lock()
+
+    def _finish(self, conn: C) -> None:
         if conn.lock.acquire(blocking=False):
             try:
                 conn.pgconn.finish()
@@ -777,183 +1036,30 @@ class PsycopgAdapter(Generic[C]):
         else:
             shut_down(lambda: conn.pgconn.socket)
 
-    def abort(self, conn: C) -> None:
-        """Shut the socket down, which ends a call that another thread is in; close if none is.
 
-        A thread that is in a call gets `psycopg.OperationalError`, and libpq closes the
-        connection under it; the memory is freed with the connection object.
-        """
-        shut_down(lambda: conn.pgconn.socket)
-        self.close(conn, None)
-
-    def forget(self, conn: C) -> None:
-        """Let the descriptor lead nowhere, and put a closed connection of libpq's in place of the open one.
-
-        The open one is the parent's, and not to be touched: a thread of his may be inside it.
-        """
-        disconnect(lambda: conn.pgconn.socket)
-        try:
-            nothing = pq.PGconn.connect_start(b"=")  # no parameter is called that: nobody is dialled
-            nothing.finish()
-            conn.pgconn = nothing
-            conn.lock = threading.Lock()
-        except Exception:
-            pass  # no memory, or another psycopg: the descriptor leads nowhere all the same
-
-    # -- faults --------------------------------------------------------------------------------------
-
-    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
-        """Classify by SQLSTATE; while dialling by what the server's text says."""
-        if isinstance(exc, PoolError) or not isinstance(exc, psycopg.Error):
-            return Fault.DEAD if dialling and isinstance(exc, OSError) else Fault.ORDINARY
-        if dialling and exc.sqlstate is None:
-            return _refusal(exc)
-        if exc.sqlstate is None:
-            # No server said this.  libpq and psycopg say it of a connection that is gone, except
-            # that a pipeline skips what comes after an error.
-            gone = isinstance(exc, psycopg.OperationalError)
-            return Fault.DEAD if gone and not isinstance(exc, errors.PipelineAborted) else Fault.ORDINARY
-        fault = _FAULTS.get(exc.sqlstate) or _FAULTS.get(exc.sqlstate[:2]) or Fault.ORDINARY
-        severity = exc.diag.severity_nonlocalized
-        if severity == "ERROR":
-            # The session lives on, whatever the code: dblink and foreign tables report the faults
-            # of other servers with the classes 08 and 28.
-            return fault if fault is Fault.DEMOTED else Fault.ORDINARY
-        if fault is Fault.AUTH and not dialling:
-            fault = Fault.ORDINARY  # a statement's own: nobody is let in or kept out any more
-        if fault is Fault.ORDINARY and severity in ("FATAL", "PANIC"):
-            return Fault.DEAD  # the server ends the session with either
-        return fault
+# -- waiting with poll ---------------------------------------------------------------------------------
 
 
-def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
-    """Raise if libpq does not know one of the names."""
+def _run(steps: Steps[T]) -> T:
+    """Take the steps, waiting with poll in between."""
     try:
-        make_conninfo(**dict.fromkeys(parameters, ""))
-    except psycopg.ProgrammingError as exc:  # it names the parameter, and there are no values
-        raise PoolMisuse(f"psycopg: {exc}") from None
+        wait = next(steps)
+        while True:
+            wait = steps.send(ready(wait.fileno, wait.seconds, read=wait.read, write=wait.write))
+    except StopIteration as end:
+        return cast("T", end.value)
+    finally:
+        steps.close()  # it cleans up at once, whatever has struck
 
 
-def _refusal(exc: psycopg.Error) -> Fault:
-    """Classify a failed dial, for which there is no SQLSTATE."""
-    if not isinstance(exc, psycopg.OperationalError):
-        return Fault.ORDINARY
-    text = str(exc)
-    for fault, pattern in _REFUSALS:
-        if pattern.search(text):
-            return fault
-    if exc.pgconn is not None and exc.pgconn.needs_password:
-        return Fault.AUTH
-    return Fault.DEAD
-
-
-# -- the wire ----------------------------------------------------------------------------------------
-
-
-def _dial(conninfo: str, seconds: float) -> PGconn:
-    """Connect to one address within *seconds*."""
-    deadline = monotonic() + seconds
-    pgconn = pq.PGconn.connect_start(conninfo.encode())
-    try:
-        while pgconn.status != pq.ConnStatus.BAD:
-            status = pgconn.connect_poll()
-            if status == pq.PollingStatus.OK:
-                pgconn.nonblocking = 1  # what psycopg expects, and every limit of ours
-                return pgconn
-            if status == pq.PollingStatus.FAILED:
-                break
-            # The socket is another one after each address, and each try with less encryption.
-            writing = status == pq.PollingStatus.WRITING
-            if not ready(pgconn.socket, deadline - monotonic(), read=not writing, write=writing):
-                raise errors.ConnectionTimeout(f"not connected within {seconds:.3g} s")
-        message = f"connection failed: {pgconn.get_error_message()}"
-        raise psycopg.OperationalError(message, pgconn=errors.finish_pgconn(pgconn))
-    except BaseException:
-        pgconn.finish()
-        raise
-
-
-def _keep_alive(pgconn: PGconn) -> None:
-    """Have the kernel watch the connection, as far as libpq has not been told how."""
-    try:
-        given = [name for option in pgconn.info if option.val for name in _KEEPALIVES.get(option.keyword, ())]
-        keep_alive(pgconn.socket, leave=given)
-    except psycopg.OperationalError:
-        pass  # closed already; the verdict says so
-
-
-def _exchange(conn: psycopg.Connection[Any], command: str, what: str, limit: float | None) -> list[PGresult]:
-    """Send a message and read its answers, within *limit* seconds; raise what the server says."""
-    with _inside(conn, what, limit) as wire:
-        wire.send(command)
-        return wire.read()
-
-
-@contextmanager
-def _inside(conn: psycopg.Connection[Any], what: str, limit: float | None) -> Iterator[_Wire]:
-    """Take the connection's lock within *limit* seconds, and speak in what is left of them."""
+def _speak(
+    conn: psycopg.Connection[Any], what: str, limit: float | None, talk: Callable[[Wire], Steps[T]]
+) -> T:
+    """Take the connection's lock within *limit* seconds, and talk in what is left of them."""
     deadline = None if limit is None else monotonic() + limit
     if not conn.lock.acquire(timeout=-1 if limit is None else max(0.0, limit)):
-        raise psycopg.OperationalError(f"{what}: another thread has used the connection for {limit:.3g} s")
+        raise busy(what, limit, who="thread")
     try:
-        yield _Wire(conn, what, limit, deadline)
+        return _run(talk(Wire(conn, what, limit, deadline)))
     finally:
         conn.lock.release()
-
-
-@dataclass(slots=True)
-class _Wire:
-    """A connection whose lock we hold, and the deadline of what is being done with it."""
-
-    conn: psycopg.Connection[Any]
-    what: str
-    limit: float | None
-    deadline: float | None
-
-    @property
-    def pgconn(self) -> PGconn:
-        return self.conn.pgconn
-
-    def send(self, commands: str) -> None:
-        """Send a message; it is with the kernel when this returns."""
-        pgconn = self.conn.pgconn
-        pgconn.send_query(commands.encode())
-        while pgconn.flush():
-            # The server may write before it reads on, until we have read that.
-            self._wait(write=True)
-            pgconn.consume_input()
-
-    def read(self) -> list[PGresult]:
-        """Read all the answers to one message and return them; raise what the server says."""
-        pgconn = self.conn.pgconn
-        results: list[PGresult] = []
-        while True:
-            if pgconn.is_busy():
-                self._wait()
-                pgconn.consume_input()
-                continue
-            result = pgconn.get_result()
-            if result is None:
-                break
-            results.append(result)
-        for result in results:
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                raise errors.error_from_result(result, encoding=self.conn.info.encoding)
-        return results
-
-    def drop_notifies(self) -> None:
-        """Drop what libpq has read and psycopg has not asked for: it was for the last borrower."""
-        while self.conn.pgconn.notifies():
-            pass
-
-    def _wait(self, *, write: bool = False) -> None:
-        """Wait for the socket; close the connection if there is no time left.
-
-        The answer might come later, and be taken for the next statement's.
-        """
-        left = None if self.deadline is None else self.deadline - monotonic()
-        if not ready(self.conn.pgconn.socket, left, write=write):
-            self.conn.pgconn.finish()
-            raise psycopg.OperationalError(
-                f"{self.what}: no answer within {self.limit:.3g} s, the connection is closed"
-            )

@@ -523,7 +523,8 @@ class Core(Generic[C]):
             self.failing_since = now
         self.failures += 1
         self.last_error, self.last_fault, self.failed_at = error, fault, now
-        self.notes.append(("dial_failed", error))
+        if isinstance(error, Exception):  # else it was struck: its caller knows
+            self.notes.append(("dial_failed", error))
 
     def _fail_watchers(self, error: BaseException) -> None:
         """Tell those who wait for connections to be opened that they will not be.  Lock held."""

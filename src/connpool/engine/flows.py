@@ -145,9 +145,11 @@ class Flows(Generic[C]):
         chance: Callable[[], float],
         waiter: Callable[[], Waiter],
         people: People,
+        find: Callable[[object, Callable[[], Any]], Adapter[Any] | None] = adapter_for,
     ) -> None:
         self.core = core
         self.name = name
+        self._find = find  # the adapter, by the first connection or the first exception
         self._signature = f" (pool {name!r})"
         self.adapter: Adapter[C] | None = None
         self._told = False  # that the server's own limit is shorter than ours
@@ -1017,7 +1019,7 @@ class Flows(Generic[C]):
     def _decide(self, first: object) -> Adapter[C]:
         """Choose the adapter by the first connection."""
         assert self._connect is not None, "an adapter that was given is known from the beginning"
-        adapter = adapter_for(first, self._connect)
+        adapter = self._find(first, self._connect)
         assert adapter is not None, "only an exception can leave the driver unknown"
         self.adapter = adapter  # known from here on: what it refuses is closed by it
         return adapter
@@ -1028,7 +1030,7 @@ class Flows(Generic[C]):
             return Fault.ORDINARY
         try:
             if self.adapter is None and self._connect is not None:
-                self.adapter = adapter_for(exc, self._connect)
+                self.adapter = self._find(exc, self._connect)
         except Exception as error:
             exc.add_note(f"and no adapter was found for it: {error!r}")
         return Fault.ORDINARY if self.adapter is None else self._fault(exc, self.adapter, dialling=True)
@@ -1077,6 +1079,15 @@ class Flows(Generic[C]):
                 f"{diagnosis.in_one_line(holders)}",
                 sites=[holder.site for holder in holders],
             )
+
+    def cut(self) -> None:
+        """Close the pool at once, without a word to any server: nobody is left who could run a flow."""
+        core = self.core
+        core.shut()
+        while (slot := core.next_to_close(self._clock())) is not None:
+            if slot.conn is not None:
+                self._abort(slot.conn)
+            core.freed(slot)
 
     def evict(self, over: float = 0.0) -> Flow[None]:
         """Replace every connection: idle ones now, others when they return; or all within *over* seconds."""
@@ -1154,7 +1165,8 @@ class Flows(Generic[C]):
 
     def _tell(self, name: str, text: str, level: int = WARNING, **fields: object) -> Flow[None]:
         """Tell the operator, unless he was told too often of the same."""
-        left_out = self._throttle.passes(name, self._clock())
+        # Each leak has a line of its own, and costs a dial, which keeps them few.
+        left_out = 0 if name == "leak" else self._throttle.passes(name, self._clock())
         if left_out is None:
             return
         if left_out:
