@@ -13,10 +13,19 @@ from . import reset
 from ._version import __version__
 from .adapter import Adapter, AsyncAdapter, Credentials, Fault, Verdict, register, register_async
 from .deadlines import deadline
-from .engine.stats import Histogram, PoolStats, Reason
-from .errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
+from .errors import (
+    Holder,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
 from .options import DEFAULT, PoolOptions
 from .pool import ConnectionPool, create_pool
+from .stats import Histogram, PoolStats, Reason
 
 if TYPE_CHECKING:
     from .async_pool import AsyncConnectionPool, create_async_pool
@@ -30,7 +39,9 @@ __all__ = (
     "Credentials",
     "Fault",
     "Histogram",
+    "Holder",
     "PoolClosed",
+    "PoolDeadlock",
     "PoolError",
     "PoolMisuse",
     "PoolOptions",

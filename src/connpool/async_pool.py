@@ -10,25 +10,28 @@ import os
 import random
 import sys
 import weakref
-from asyncio import AbstractEventLoop, _get_running_loop
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from asyncio import AbstractEventLoop, _get_running_loop, current_task
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from math import inf
+from sys import _getframe
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
+from weakref import ref
 
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
 from .deadlines import earliest, limits
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
-from .engine.stats import PoolStats
 from .errors import PoolMisuse
+from .events import Event
 from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .pool import _numbers
 from .reset import Policy
-from .tasks import TaskRunner, TaskWaiter
+from .stats import PoolStats
+from .tasks import NO_TASK, TaskRunner, TaskWaiter, tasks
 from .threads import clock, slept
 
 C = TypeVar("C")
@@ -64,6 +67,12 @@ class Lease(Generic[C]):
             return await pool._enter(self, None)
         entry.lent_at = now = clock()
         if now < entry.check_at and not entry.doomed:
+            slot = entry.slot
+            frame = _getframe(1)
+            slot.code = frame.f_code
+            slot.lasti = frame.f_lasti
+            task = current_task()
+            slot.owner = NO_TASK if task is None else ref(task)
             return entry.conn
         return await pool._enter(self, entry)
 
@@ -72,13 +81,15 @@ class Lease(Generic[C]):
     ) -> None:
         entry = self._entry
         pool = self._pool
-        if exc_type is None and entry is not None and not entry.verdict(entry.conn, entry.baseline):
+        if exc_type is None and entry is not None:
+            verdict = entry.verdict  # looked up apart: as a method call it would take the long way
             now = clock()
             check_at = now + pool._look_after
-            if check_at < entry.warm_until:
+            if not verdict(entry.conn, entry.baseline) and check_at < entry.warm_until:
                 self._entry = None
                 entry.idle_since = now
                 entry.check_at = check_at
+                entry.slot.owner = None
                 holds = entry.holds
                 holds.append(now - entry.lent_at)
                 if len(holds) >= entry.batch:
@@ -90,6 +101,12 @@ class Lease(Generic[C]):
         await pool._exit(self, exc)
 
     # -- end of warm path
+
+    def _note_caller(self) -> None:
+        """Note who has borrowed, where ours is the frame that awaits `__aenter__`."""
+        assert self._entry is not None
+        slot = self._entry.slot
+        slot.code, slot.lasti = tasks.here() or (None, 0)
 
     if not TYPE_CHECKING:
 
@@ -140,6 +157,7 @@ class _Transaction(Lease[C]):
 
     async def __aenter__(self) -> C:
         conn = await super().__aenter__()
+        self._note_caller()
         try:
             await self._pool._begin(self)
         except BaseException as exc:
@@ -200,6 +218,9 @@ class AsyncConnectionPool(Generic[C]):
         on_release: Callable[[C], object] | None = None,
         on_close: Callable[[C], object] | None = None,
         max_dedicated: int = 4,
+        nested: Literal["warn", "forbid", "allow"] = "warn",
+        warn_after: float | None = 60.0,
+        observers: Sequence[Callable[[Event], object]] = (),
         debug: bool = False,
         name: str | None = None,
     ) -> None:
@@ -228,13 +249,16 @@ class AsyncConnectionPool(Generic[C]):
             on_release=on_release,
             on_close=on_close,
             max_dedicated=max_dedicated,
+            nested=nested,
+            warn_after=warn_after,
+            observers=observers,
             debug=debug,
             name=name or f"pool-{next(_numbers)}",
         )
         assert options.name is not None
         self.name: Final[str] = options.name
         self._core: Core[C] = Core(options)
-        self._idle, self._waiters = self._core.idle, self._core.waiters  # one step nearer to the warm path
+        self._attach(self._core)
         self._flows: Flows[C] = Flows(
             self._core,
             source,
@@ -243,13 +267,14 @@ class AsyncConnectionPool(Generic[C]):
             slept=slept,
             chance=random.random,
             waiter=TaskWaiter,
+            people=tasks,
             # Flows call what may wait through their runtime alone, so either kind of adapter will do.
             find=cast(Any, async_adapter_for),
         )
         # For ever, if each return is a flow's: the warm path then finds none that is within its lifetime.
         self._look_after = self._flows.look_after if self._flows.warm else inf
         self._source = source
-        self._runner = TaskRunner(self._core, self._flows.follow_up, self._flows.upkeep)
+        self._runner = TaskRunner(self._core, self._flows.follow_up, self._flows.upkeep, options.observers)
         weakref.finalize(self, _drop, self._flows, self._runner)
         _pools.add(self)
 
@@ -262,9 +287,14 @@ class AsyncConnectionPool(Generic[C]):
         elif old.suspended:
             core.suspend()
         self._core, self._loop = core, None
-        self._idle, self._waiters = core.idle, core.waiters
+        self._attach(core)
         self._runner.begin_anew(core)
         return old
+
+    def _attach(self, core: Core[C]) -> None:
+        self._idle = core.idle  # the same objects, one step nearer to the warm path
+        # A pool that looks at every borrower sends them all to the flows, as if somebody waited.
+        self._waiters = core.waiters if self._options.nested != "forbid" else (None,)
 
     def _bind(self) -> None:
         """Belong to the running loop, and forget what belonged to one that is closed."""
@@ -329,6 +359,7 @@ class AsyncConnectionPool(Generic[C]):
         """
         lease = self._lease(_BareLease(), timeout)
         await lease.__aenter__()
+        lease._note_caller()
         assert lease._entry is not None
         return self._core.lend_bare(lease._entry)
 
@@ -455,8 +486,8 @@ class AsyncConnectionPool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return a consistent snapshot of all figures."""
-        stats = self._core.snapshot(self.name)
-        return stats if self._apart is None else replace(stats, dedicated=self._apart.stats().size)
+        dedicated = 0 if self._apart is None else self._apart.stats().size
+        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: callers that wait fail at once, idle connections are closed, lent ones awaited.

@@ -7,11 +7,12 @@ breaks its rule is refused at construction, with a message that names option, va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from . import reset as resets
+from .events import Event
 
 
 class Default:
@@ -141,6 +142,23 @@ class PoolOptions:
     max_dedicated: int = 4
     """The most connections at any time that `ConnectionPool.dedicated` lends, beside `max_size`."""
 
+    nested: Literal["warn", "forbid", "allow"] = "warn"
+    """What becomes of a borrower who asks for a second connection while he is in the block of a first one.
+
+    Enough of them at a time wait for each other for ever.  "warn" tells the log once for each pair of
+    lines, "forbid" raises `PoolMisuse`, "allow" does not look.  "warn" looks only where the second one is not
+    at hand.
+    """
+
+    warn_after: float | None = 60.0
+    """Seconds after which the log is told that a connection is still held, and by which line; ``None`` never.
+
+    And once more when it comes back.  It is told at most as many seconds late.
+    """
+
+    observers: Sequence[Callable[[Event], object]] = ()
+    """Called with each event of `connpool.events`, in the thread that met it; for alarms of one's own."""
+
     debug: bool = False
     """Lend guarded connections: use after release, or by two threads at once, raises `PoolMisuse`."""
 
@@ -227,6 +245,16 @@ def _requirement(name: str, value: object) -> None:
         raise ValueError(f'{name}={value!r}: must be "read-write", or None')
 
 
+def _nesting(name: str, value: object) -> None:
+    if value not in ("warn", "forbid", "allow"):
+        raise ValueError(f'{name}={value!r}: must be "warn", "forbid" or "allow"')
+
+
+def _observers(name: str, value: object) -> None:
+    if not isinstance(value, Sequence) or not all(map(callable, value)):
+        raise TypeError(f"{name}={value!r}: must be a list of callables that take an event")
+
+
 def _text(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         raise TypeError(f"{name}={value!r}: must be a non-empty string, or None")
@@ -260,6 +288,9 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "on_release": _hook,
     "on_close": _hook,
     "max_dedicated": _whole(0),
+    "nested": _nesting,
+    "warn_after": _seconds(none="never"),
+    "observers": _observers,
     "debug": _switch,
     "name": _text,
 }

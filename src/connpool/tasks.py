@@ -12,17 +12,24 @@ cancelled waits for nothing.
 from __future__ import annotations
 
 import asyncio
+import sys
+import weakref
 from asyncio import AbstractEventLoop, Future, Task, TimerHandle, _get_running_loop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from math import inf
-from typing import Any, TypeVar
+from traceback import StackSummary, format_list
+from types import CodeType, FrameType
+from typing import Any, Final, TypeVar
 
+from .borrowers import caller, where
 from .engine.core import Core
-from .engine.flows import Call, Flow, Operation, Park, Report, Start, Tell, Watch
-from .engine.records import Waiter
+from .engine.flows import Call, Flow, Operation, Park, Start, Tell, Watch
+from .engine.records import Site, Waiter
 from .engine.upkeep import CLOSE_GRACE, LOOK_EVERY
+from .events import Event
+from .telling import tell
 from .threads import clock
 
 R = TypeVar("R")
@@ -77,6 +84,71 @@ class TaskWaiter(Waiter):
                 timer.cancel()
 
 
+NO_TASK: Final = "no task"
+"""Who borrows outside of any task."""
+
+
+class Tasks:
+    """The borrowers of an `AsyncConnectionPool`: as `borrowers.Threads`."""
+
+    def me(self) -> object:
+        """Return what stands for the running task, and does not keep it alive."""
+        task = asyncio.current_task()
+        return NO_TASK if task is None else weakref.ref(task)
+
+    def here(self) -> Site | None:
+        """Return its place in the user's code."""
+        frame = caller(sys._getframe(1))
+        return frame and (frame.f_code, frame.f_lasti)
+
+    def name(self, owner: object) -> str | None:
+        """Return what a task is called; ``None`` if it is done."""
+        if not isinstance(owner, weakref.ref):
+            return str(owner)
+        task = owner()
+        return None if task is None or task.done() else task.get_name()
+
+    def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
+        """Tell whether a task is inside the block that it borrowed for: a frame of it has gone on since."""
+        return any(frame.f_code is code and frame.f_lasti != lasti for frame in _frames(owner))
+
+    def stack(self, owner: object) -> str:
+        """Return what a task is doing, as a traceback, the innermost call last."""
+        return "".join(format_list(StackSummary.extract((f, f.f_lineno) for f in _frames(owner))))
+
+    def where(self, site: Site) -> str:
+        """Return a place as people write it."""
+        return where(*site)
+
+    def blocks(self) -> bool:
+        """Tell that nobody waits for a task who would not wait anyway."""
+        return False
+
+
+tasks = Tasks()
+
+
+def _frames(owner: object) -> Iterator[FrameType]:
+    """Return the frames of a task, the outermost first: its coroutine's, what that awaits, and so on."""
+    task = owner() if isinstance(owner, weakref.ref) else None
+    if task is None:
+        return
+    if task is asyncio.current_task():
+        inner: FrameType | None = sys._getframe(1)
+        stack = []
+        while inner is not None:
+            stack.append(inner)
+            inner = inner.f_back
+        yield from reversed(stack)
+        return
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            yield frame
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+
+
 class TaskRunner:
     """Runs the flows of one pool in the tasks of one event loop.
 
@@ -87,10 +159,15 @@ class TaskRunner:
     loop: AbstractEventLoop | None = None
 
     def __init__(
-        self, core: Core[Any], follow_up: Callable[[], Flow[None]], upkeep: Callable[[], Flow[None]]
+        self,
+        core: Core[Any],
+        follow_up: Callable[[], Flow[None]],
+        upkeep: Callable[[], Flow[None]],
+        observers: Sequence[Callable[[Event], object]] = (),
     ) -> None:
         self._follow_up = follow_up
         self._upkeep = upkeep
+        self._observers = observers
         self._timer: TimerHandle | None = None
         self.begin_anew(core)
 
@@ -134,11 +211,9 @@ class TaskRunner:
                     elif isinstance(operation, Watch):
                         self._watch(operation.at)
                     elif isinstance(operation, Tell):
-                        import logging  # seldom needed
-
-                        logging.getLogger("connpool").warning("%s", operation.text)
+                        tell(operation.event, self._observers, self._report)
                     else:
-                        self._report(operation)
+                        self._report(operation.error, operation.origin)
                 except BaseException as exc:
                     resume, value = flow.throw, exc
                 operation = resume(value)
@@ -262,13 +337,13 @@ class TaskRunner:
         self._timer, self._due_at = None, inf
         self.start(self._upkeep(), Context())
 
-    def _report(self, operation: Report) -> None:
+    def _report(self, error: Exception, origin: object) -> None:
         """Treat an exception as one that no task was there to take."""
         assert self.loop is not None, "a flow runs in it"
         self.loop.call_exception_handler(
             {
-                "message": f"raised by {operation.origin!r}; the pool has gone on",
-                "exception": operation.error,
+                "message": f"raised by {origin!r}; the pool has gone on",
+                "exception": error,
             }
         )
 

@@ -24,13 +24,13 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from itertools import count
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from .adapter import Fault, Verdict
 from .engine.core import Core
 from .engine.flows import Call, Flow, Flows, Park, Report, Start, Step, Tell
-from .engine.records import Entry, Waiter
+from .engine.records import Entry, Site, Waiter
 from .engine.upkeep import LOOK_EVERY
 from .errors import PoolError
 from .options import PoolOptions
@@ -559,7 +559,7 @@ class Task(Generic[R]):
                 elif isinstance(operation, Report):
                     simulation.reports.append(operation.error)
                 elif isinstance(operation, Tell):
-                    simulation.told.append(operation.text)
+                    simulation.told.append(operation.event.text)
                 else:
                     simulation._watch(operation.at)
         except StopIteration as stop:
@@ -584,6 +584,51 @@ class Task(Generic[R]):
             self._simulation.spawn(self._simulation.flows.follow_up(), "follow-up")
         for callback in self.callbacks:
             callback(self)
+
+
+class FakePeople:
+    """Borrowers that a test plays: who acts, where he stands, what he is called."""
+
+    def __init__(self) -> None:
+        self.owner: object = "somebody"
+        """Who acts now."""
+        self.site: Site | None = None
+        """Where he is."""
+        self.inside: set[object] = set()
+        """Who is inside the block he borrowed for."""
+        self.ended: set[object] = set()
+        """Whose thread has ended."""
+        self.blocking = False
+        """Whether an event loop waits with him."""
+
+    def me(self) -> object:
+        """Return who acts."""
+        return self.owner
+
+    def here(self) -> Site | None:
+        """Return where he is."""
+        return self.site
+
+    def name(self, owner: object) -> str | None:
+        """Return what somebody is called."""
+        return None if owner in self.ended else str(owner)
+
+    def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
+        """Tell whether somebody is inside his block."""
+        return owner in self.inside
+
+    def stack(self, owner: object) -> str:
+        """Return what somebody is doing."""
+        return f"the stack of {owner}"
+
+    def where(self, site: Site) -> str:
+        """Return a place as text."""
+        code, lasti = site
+        return f"{code.co_name}:{lasti}"
+
+    def blocks(self) -> bool:
+        """Tell whether an event loop waits with him."""
+        return self.blocking
 
 
 class Simulation:
@@ -623,6 +668,7 @@ class Simulation:
             name=f"seed {seed}",
             clock=lambda: self.now,
             slept=lambda: self.slept,
+            people=FakePeople(),
             chance=self.random.random,
             waiter=_SimulatedWaiter,
         )
@@ -709,7 +755,7 @@ class Simulation:
     def check_at_rest(self) -> None:
         """Verify what must hold when nothing is left to happen and everything was given back."""
         core = self.core
-        stats = core.snapshot("simulation")
+        stats = core.snapshot("simulation", self.now)
         assert not self.tasks, f"stuck: {[task.name for task in self.tasks]}"
         assert not core.waiters or core.closed, "somebody waits for ever"
         assert not core.debris, "a discarded connection was never closed"

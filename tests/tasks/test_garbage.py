@@ -7,6 +7,8 @@ import sys
 import weakref
 from collections.abc import AsyncIterator
 
+import pytest
+
 from connpool import Reason
 from connpool.testing import FakeConnection, FakeServer
 from tasks.stage import assert_sound, make_pool, pass_by, play, settle
@@ -24,7 +26,9 @@ def test_fifty_connections_that_become_garbage_cost_no_place() -> None:
             assert pool.stats().discards[Reason.LOST] >= 48
             await assert_sound(pool, server)
 
-    play(main)
+    with pytest.warns(ResourceWarning, match=r"test_garbage\.py:\d+ was lost") as warned:
+        play(main)
+    assert len(warned) >= 48
 
 
 def test_a_task_that_waits_is_served_when_what_was_lent_becomes_garbage() -> None:
@@ -39,7 +43,8 @@ def test_a_task_that_waits_is_served_when_what_was_lent_becomes_garbage() -> Non
             await pool.release(await waiting)
             await assert_sound(pool, server)
 
-    play(main)
+    with pytest.warns(ResourceWarning, match=r"test_garbage\.py:\d+ was lost"):
+        play(main)
 
 
 def test_a_coroutine_closed_in_its_block_gives_its_connection_back_without_waiting() -> None:
@@ -151,7 +156,7 @@ import asyncio
 from connpool import AsyncConnectionPool
 from connpool.testing import AsyncFakeAdapter, FakeServer
 
-pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer(latency=0.01)), min_idle=2, keepalive=1.0)
+pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer(latency=0.01)), min_idle=2, nested="allow", keepalive=1)
 
 async def main():
     await pool.wait_ready()
