@@ -156,7 +156,7 @@ import asyncio
 from connpool import AsyncConnectionPool
 from connpool.testing import AsyncFakeAdapter, FakeServer
 
-pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer(latency=0.01)), min_idle=2, nested="allow", keepalive=1)
+pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer(latency=0.01)), min_idle=2, nested="allow")
 
 async def main():
     await pool.wait_ready()

@@ -108,18 +108,13 @@ def test_eviction_bounds_and_resumption_may_come_from_any_thread() -> None:
             pool.suspend()
             waiting = asyncio.create_task(pool.acquire())
             await pass_by()
-
-            def from_outside() -> None:
-                pool.evict()
-                pool.resize(max_size=2)
-                pool.resume()
-
-            await asyncio.to_thread(from_outside)
-            async with asyncio.timeout(5):
-                conn = await waiting
-            assert conn is not first
+            await asyncio.to_thread(pool.resume)  # hands an idle connection over
+            assert await waiting is first
+            await pool.release(first)
+            await asyncio.to_thread(pool.evict)
+            await asyncio.to_thread(pool.resize, max_size=2)
+            await settle()
             assert first.closed
-            await pool.release(conn)
             await assert_sound(pool, server)
 
     play(main)
