@@ -94,7 +94,11 @@ class Tasks:
     def me(self) -> object:
         """Return what stands for the running task, and does not keep it alive."""
         task = asyncio.current_task()
-        return NO_TASK if task is None else weakref.ref(task)
+        if task is None:
+            return NO_TASK
+        owner = weakref.ref(task)
+        hash(owner)  # kept in it: of a task that is gone it could not be asked any more
+        return owner
 
     def here(self) -> Site | None:
         """Return its place in the user's code."""
