@@ -704,8 +704,8 @@ def borrowed_backup(raw: sqlite3.Connection, target: Any, progress: Callable[...
 
 
 @pytest.fixture
-def pg(postgresql: PostgreSQL, postgresql_database: str) -> Iterator["psycopg.Connection[Any]"]:
-    with psycopg.connect(**postgresql.params_for(dbname=postgresql_database)) as conn:
+def pg(postgresql: PostgreSQL) -> Iterator["psycopg.Connection[Any]"]:
+    with postgresql.database() as name, psycopg.connect(**postgresql.params_for(dbname=name)) as conn:
         yield conn
 
 

@@ -20,9 +20,20 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 LAYERS = (
-    ("connpool._version", "connpool.errors", "connpool.reset", "connpool.options", "connpool.adapter"),
+    (
+        "connpool._version",
+        "connpool.errors",
+        "connpool.stats",
+        "connpool.events",
+        "connpool.reset",
+        "connpool.options",
+        "connpool.adapter",
+    ),
     ("connpool.engine",),
-    ("connpool.threads", "connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
+    (
+        *("connpool.threads", "connpool.tasks", "connpool.borrowers", "connpool.telling"),
+        *("connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
+    ),
 )
 TOP = len(LAYERS)
 
@@ -41,6 +52,7 @@ PUBLIC = (
 NOT_PUBLIC = (
     "connpool.engine",
     "connpool.threads",
+    "connpool.tasks",
     "connpool.deadlines",
     "connpool.guard",
     "connpool.facade",

@@ -19,6 +19,7 @@ SECONDS = {  # whether 0 and None mean something
     "reset_timeout": (False, True),
     "keepalive": (False, True),
     "commit_timeout": (False, True),
+    "warn_after": (False, True),
 }
 WHOLE = {  # the least, and whether None means something
     "min_idle": (0, False),
@@ -29,7 +30,7 @@ WHOLE = {  # the least, and whether None means something
     "max_dedicated": (0, False),
 }
 HOOKS = {"on_connect", "on_acquire", "on_release", "on_close"}
-OTHER = {*HOOKS, "reset", "credentials", "require", "debug", "name"}
+OTHER = {*HOOKS, "reset", "credentials", "require", "nested", "observers", "debug", "name"}
 
 # Without the rules that compare two options.
 ALONE: dict[str, Any] = {"probe_after": None, "ping_after": None}

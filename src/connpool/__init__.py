@@ -7,23 +7,41 @@ with pool.connection() as conn:
     conn.execute("select 1")
 """
 
+from typing import TYPE_CHECKING
+
 from . import reset
 from ._version import __version__
-from .adapter import Adapter, Credentials, Fault, Verdict, register
+from .adapter import Adapter, AsyncAdapter, Credentials, Fault, Verdict, register, register_async
 from .deadlines import deadline
-from .engine.stats import Histogram, PoolStats, Reason
-from .errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
+from .errors import (
+    Holder,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
 from .options import DEFAULT, PoolOptions
 from .pool import ConnectionPool, create_pool
+from .stats import Histogram, PoolStats, Reason
+
+if TYPE_CHECKING:
+    from .async_pool import AsyncConnectionPool, create_async_pool
 
 __all__ = (
     "DEFAULT",
     "Adapter",
+    "AsyncAdapter",
+    "AsyncConnectionPool",
     "ConnectionPool",
     "Credentials",
     "Fault",
     "Histogram",
+    "Holder",
     "PoolClosed",
+    "PoolDeadlock",
     "PoolError",
     "PoolMisuse",
     "PoolOptions",
@@ -34,8 +52,25 @@ __all__ = (
     "Reason",
     "Verdict",
     "__version__",
+    "create_async_pool",
     "create_pool",
     "deadline",
     "register",
+    "register_async",
     "reset",
 )
+
+
+def __getattr__(name: str) -> object:
+    """Load what needs asyncio when it is first asked for."""
+    if name not in ("AsyncConnectionPool", "create_async_pool"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import async_pool
+
+    value: object = getattr(async_pool, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -54,6 +54,8 @@ class Verdict(IntEnum):
 class Fault(Enum):
     """What an exception says about the connection, or the server, that raised it."""
 
+    __hash__ = object.__hash__  # in C: an interrupt cannot strike inside it
+
     ORDINARY = "ordinary"
     """The statement's own error: the connection is as good as before."""
     DEAD = "dead"

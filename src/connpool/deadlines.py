@@ -44,3 +44,12 @@ def earliest(timeout: float | None, now: float) -> float | None:
     if own is None or outer is None:
         return outer if own is None else own
     return min(own, outer)
+
+
+def limits(timeout: float | None) -> tuple[float | None, float | None]:
+    """Return the timeout and the deadline of an acquire that begins now and is asked to take *timeout*."""
+    now = clock()
+    deadline = earliest(timeout, now)
+    if deadline is not None and deadline <= now:
+        timeout = 0  # also if it is a surrounding deadline that has passed
+    return timeout, deadline

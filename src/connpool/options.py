@@ -7,12 +7,12 @@ breaks its rule is refused at construction, with a message that names option, va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from . import reset as resets
-from .adapter import Credentials
+from .events import Event
 
 
 class Default:
@@ -103,7 +103,7 @@ class PoolOptions:
     committed is not known.
     """
 
-    credentials: Callable[[], Mapping[str, Any] | Credentials] | None = None
+    credentials: Callable[[], object] | None = None
     """Asked before each dial for connect parameters, such as a password that changes; ``None`` none.
 
     Dials at the same time share one answer.  After a refusal it is asked once more.  It needs an adapter
@@ -142,6 +142,23 @@ class PoolOptions:
     max_dedicated: int = 4
     """The most connections at any time that `ConnectionPool.dedicated` lends, beside `max_size`."""
 
+    nested: Literal["warn", "forbid", "allow"] = "warn"
+    """What becomes of a borrower who asks for a second connection while he is in the block of a first one.
+
+    Enough of them at a time wait for each other for ever.  "warn" tells the log once for each pair of
+    lines, "forbid" raises `PoolMisuse`, "allow" does not look.  "warn" looks only where the second one is not
+    at hand.
+    """
+
+    warn_after: float | None = 60.0
+    """Seconds after which the log is told that a connection is still held, and by which line; ``None`` never.
+
+    And once more when it comes back.  It is told at most as many seconds late.
+    """
+
+    observers: Sequence[Callable[[Event], object]] = ()
+    """Called with each event of `connpool.events`, in the thread that met it; for alarms of one's own."""
+
     debug: bool = False
     """Lend guarded connections: use after release, or by two threads at once, raises `PoolMisuse`."""
 
@@ -165,6 +182,16 @@ class PoolOptions:
                 f"ping_after={self.ping_after!r}: must not be shorter than probe_after={self.probe_after!r};"
                 " set both, or probe_after=None"
             )
+
+    def apart(self) -> dict[str, Any]:
+        """Return the options of the pool of dedicated connections beside a pool with these."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "name": f"{self.name}.dedicated",
+            "max_size": self.max_dedicated,
+            "min_idle": 0,
+            "max_uses": 1,
+            "reset": "rollback",
+        }
 
 
 # -- rules -------------------------------------------------------------------------------------------
@@ -218,6 +245,16 @@ def _requirement(name: str, value: object) -> None:
         raise ValueError(f'{name}={value!r}: must be "read-write", or None')
 
 
+def _nesting(name: str, value: object) -> None:
+    if value not in ("warn", "forbid", "allow"):
+        raise ValueError(f'{name}={value!r}: must be "warn", "forbid" or "allow"')
+
+
+def _observers(name: str, value: object) -> None:
+    if not isinstance(value, Sequence) or not all(map(callable, value)):
+        raise TypeError(f"{name}={value!r}: must be a list of callables that take an event")
+
+
 def _text(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         raise TypeError(f"{name}={value!r}: must be a non-empty string, or None")
@@ -251,6 +288,9 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "on_release": _hook,
     "on_close": _hook,
     "max_dedicated": _whole(0),
+    "nested": _nesting,
+    "warn_after": _seconds(none="never"),
+    "observers": _observers,
     "debug": _switch,
     "name": _text,
 }

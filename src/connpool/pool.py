@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from math import inf
+from sys import _getframe
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
 from .adapter import Adapter, Credentials, adapter_for_url
-from .deadlines import earliest
+from .borrowers import threads
+from .deadlines import earliest, limits
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
-from .engine.stats import PoolStats, Reason
 from .errors import PoolMisuse
+from .events import Event
 from .guard import Loan, guard, loan_of, site, unwrap
 from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .reset import Policy
+from .stats import PoolStats, Reason
 from .threads import ThreadRunner, ThreadWaiter, clock, slept
 
 C = TypeVar("C")
@@ -59,6 +63,11 @@ class Lease(Generic[C]):
             return pool._enter(self, None)
         entry.lent_at = now = clock()
         if now < entry.check_at and not entry.doomed:
+            slot = entry.slot
+            frame = _getframe(1)
+            slot.code = frame.f_code
+            slot.lasti = frame.f_lasti
+            slot.owner = threading.get_ident()
             return entry.conn
         return pool._enter(self, entry)
 
@@ -67,13 +76,15 @@ class Lease(Generic[C]):
     ) -> None:
         entry = self._entry
         pool = self._pool
-        if exc_type is None and entry is not None and not entry.verdict(entry.conn, entry.baseline):
+        if exc_type is None and entry is not None:
+            verdict = entry.verdict  # looked up apart: as a method call it would take the long way
             now = clock()
             check_at = now + pool._look_after
-            if check_at < entry.warm_until:
+            if not verdict(entry.conn, entry.baseline) and check_at < entry.warm_until:
                 self._entry = None
                 entry.idle_since = now
                 entry.check_at = check_at
+                entry.slot.owner = None
                 holds = entry.holds
                 holds.append(now - entry.lent_at)
                 try:
@@ -90,6 +101,12 @@ class Lease(Generic[C]):
         pool._exit(self, exc)
 
     # -- end of warm path
+
+    def _note_caller(self) -> None:
+        """Note who has borrowed, where ours is the frame that called `__enter__`."""
+        assert self._entry is not None
+        slot = self._entry.slot
+        slot.code, slot.lasti = threads.here() or (None, 0)
 
     if not TYPE_CHECKING:
 
@@ -144,6 +161,7 @@ class _Transaction(Lease[C]):
 
     def __enter__(self) -> C:
         conn = super().__enter__()
+        self._note_caller()
         try:
             self._pool._begin(self)
         except BaseException as exc:
@@ -161,7 +179,9 @@ class _GuardedLease(Lease[C]):
     def __enter__(self) -> C:
         if self._entry is None:
             self._loan = Loan(self._pool.name)
-        return guard(super().__enter__(), self._loan)
+        conn = super().__enter__()
+        self._note_caller()
+        return guard(conn, self._loan)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -271,6 +291,9 @@ class ConnectionPool(Generic[C]):
         on_release: Callable[[C], object] | None = None,
         on_close: Callable[[C], object] | None = None,
         max_dedicated: int = 4,
+        nested: Literal["warn", "forbid", "allow"] = "warn",
+        warn_after: float | None = 60.0,
+        observers: Sequence[Callable[[Event], object]] = (),
         debug: bool = False,
         name: str | None = None,
     ) -> None:
@@ -297,6 +320,9 @@ class ConnectionPool(Generic[C]):
             on_release=on_release,
             on_close=on_close,
             max_dedicated=max_dedicated,
+            nested=nested,
+            warn_after=warn_after,
+            observers=observers,
             debug=debug,
             name=name or f"pool-{next(_numbers)}",
         )
@@ -312,12 +338,13 @@ class ConnectionPool(Generic[C]):
             slept=slept,
             chance=random.random,
             waiter=ThreadWaiter,
+            people=threads,
         )
         # For ever, if each return is a flow's: the warm path then finds none that is within its lifetime.
         self._look_after = self._flows.look_after if self._flows.warm else inf
         self._debug = debug
         self._source = source
-        self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep)
+        self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep, options.observers)
         # Also at exit: drivers warn about connections that nobody closed.
         weakref.finalize(self, _drop, self._flows, self._runner)
 
@@ -326,7 +353,8 @@ class ConnectionPool(Generic[C]):
     def _begin_anew(self, core: Core[C]) -> None:
         self._core = core
         self._idle = core.idle  # the same objects, one step nearer to the warm path
-        self._waiters = core.waiters
+        # A pool that looks at every borrower sends them all to the flows, as if somebody waited.
+        self._waiters = core.waiters if self._options.nested != "forbid" else (None,)
 
     # -- borrowing -----------------------------------------------------------------------------------
 
@@ -374,6 +402,7 @@ class ConnectionPool(Generic[C]):
         """
         lease = self._lease(_BareLease(), timeout)
         lease.__enter__()
+        lease._note_caller()
         assert lease._entry is not None
         conn = self._core.lend_bare(lease._entry)
         return guard(conn, Loan(self.name)) if self._debug else conn
@@ -425,15 +454,8 @@ class ConnectionPool(Generic[C]):
         if apart is None:
             if not self._options.max_dedicated:
                 raise PoolMisuse(f"dedicated(): max_dedicated=0 (pool {self.name!r})")
-            options = {field.name: getattr(self._options, field.name) for field in fields(self._options)} | {
-                "name": f"{self.name}.dedicated",
-                "max_size": self._options.max_dedicated,
-                "min_idle": 0,
-                "max_uses": 1,
-                "reset": "rollback",
-            }
             # Two threads may make one each; both get the same.
-            apart = self.__dict__.setdefault("_apart", ConnectionPool(self._source, **options))
+            apart = self.__dict__.setdefault("_apart", ConnectionPool(self._source, **self._options.apart()))
             if self._core.closed:  # `close` looks for it once it has said so
                 apart.close(0)
             elif self._core.suspended:  # so does `suspend`
@@ -512,8 +534,8 @@ class ConnectionPool(Generic[C]):
 
     def stats(self) -> PoolStats:
         """Return a consistent snapshot of all figures."""
-        stats = self._core.snapshot(self.name)
-        return stats if self._apart is None else replace(stats, dedicated=self._apart.stats().size)
+        dedicated = 0 if self._apart is None else self._apart.stats().size
+        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
 
     def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: callers that wait fail at once, idle connections are closed, lent ones awaited.
@@ -559,10 +581,7 @@ class ConnectionPool(Generic[C]):
             )
         lease._entry = None  # the flow owns it while it looks
         timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
-        now = clock()
-        deadline = earliest(timeout, now)
-        if deadline is not None and deadline <= now:
-            timeout = 0  # also if it is a surrounding deadline that has passed
+        timeout, deadline = limits(timeout)
         entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline))
         return entry.conn
 

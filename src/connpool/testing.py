@@ -24,19 +24,20 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from itertools import count
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from .adapter import Fault, Verdict
 from .engine.core import Core
 from .engine.flows import Call, Flow, Flows, Park, Report, Start, Step, Tell
-from .engine.records import Entry, Waiter
+from .engine.records import Entry, Site, Waiter
 from .engine.upkeep import LOOK_EVERY
 from .errors import PoolError
 from .options import PoolOptions
 from .reset import Part
 
 __all__ = (
+    "AsyncFakeAdapter",
     "Cancelled",
     "FakeAdapter",
     "FakeConnection",
@@ -150,6 +151,15 @@ class FakeConnection:
         self.session: dict[str, str] = {}  # settings that the server keeps
         self._before = self.session  # what a rollback comes back to
         server.sessions.add(self)
+
+    async def query(self, statement: str, seconds: float = 0.0) -> None:
+        """Do as `execute`, in a task that waits for the answer."""
+        import asyncio  # whoever awaits this has it loaded
+
+        outstanding, self.busy = self.busy, True  # it stays so if the task is cancelled meanwhile
+        await asyncio.sleep(seconds)
+        self.busy = outstanding
+        self.execute(statement)
 
     def execute(self, statement: str) -> None:
         """Send a statement: ``begin``, ``commit``, ``rollback``, ``fail``, ``set x y``, or anything else.
@@ -336,6 +346,132 @@ class FakeAdapter:
             raise FakeOperationalError("server closed the connection unexpectedly")
 
 
+class AsyncFakeAdapter:
+    """The adapter of the fake driver for asyncio: the same server and sessions, and steps that are awaited.
+
+    A step suspends its task for the server's latency, and at least once.  Where that is cut short by a
+    cancellation, the session is in the middle of an exchange, and a dial leaves none.
+    """
+
+    name = "fake"
+    bounded = True
+    sees_transactions = True
+    errors: Mapping[type[PoolError], type[PoolError]] = MappingProxyType({})
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self._twin = _Instant(server)  # what a step does; here is only how long it takes
+        self.parts = self._twin.parts
+
+    async def connect(
+        self, limit: float | None, credentials: Mapping[str, Any] | None = None
+    ) -> FakeConnection:
+        """Open a session."""
+        if not await self._pause(Step.CONNECT, limit):
+            raise FakeOperationalError("connect timed out")
+        return self._twin.connect(limit, credentials)
+
+    def adopt(self, conn: FakeConnection) -> object:
+        """Return the baseline: the mode at connect."""
+        return self._twin.adopt(conn)
+
+    async def remember(self, conn: FakeConnection, parts: tuple[Part, ...], limit: float | None) -> object:
+        """Return what the session was told before it came here."""
+        await self._round_trip(conn, Step.REMEMBER, limit)
+        return self._twin.remember(conn, parts, limit)
+
+    def verdict(self, conn: FakeConnection, baseline: object) -> Verdict:
+        """Judge by what the client can know."""
+        return FakeAdapter.verdict(self._twin, conn, baseline)
+
+    def alive(self, conn: FakeConnection) -> bool:
+        """Tell whether the server has closed its end."""
+        return conn.alive
+
+    async def ping(self, conn: FakeConnection, limit: float | None) -> None:
+        """Make a round trip."""
+        await self._round_trip(conn, Step.PING, limit)
+
+    async def idle_limit(self, conn: FakeConnection, limit: float | None) -> float | None:
+        """Return the server's own limit."""
+        await self._round_trip(conn, Step.IDLE_LIMIT, limit)
+        return self._twin.idle_limit(conn, limit)
+
+    async def writable(self, conn: FakeConnection, limit: float | None) -> bool:
+        """Ask the server whether it is the primary."""
+        await self._round_trip(conn, Step.WRITABLE, limit)
+        return self._twin.writable(conn, limit)
+
+    async def begin(self, conn: FakeConnection) -> None:
+        """Open a transaction."""
+        await self._round_trip(conn, Step.BEGIN, None)
+        self._twin.begin(conn)
+
+    async def commit(self, conn: FakeConnection) -> None:
+        """Commit."""
+        await self._round_trip(conn, Step.COMMIT, None)
+        self._twin.commit(conn)
+
+    async def rollback(self, conn: FakeConnection, limit: float | None) -> None:
+        """Roll back."""
+        await self._round_trip(conn, Step.ROLLBACK, limit)
+        self._twin.rollback(conn, limit)
+
+    async def restore(self, conn: FakeConnection, baseline: object, limit: float | None) -> None:
+        """Put the mode back."""
+        await self._round_trip(conn, Step.RESTORE, limit)
+        self._twin.restore(conn, baseline, limit)
+
+    async def send_reset(
+        self,
+        conn: FakeConnection,
+        baseline: object,
+        memory: object,
+        parts: tuple[Part, ...],
+        limit: float | None,
+    ) -> object:
+        """Put everything on its way back to what it was; the answer is outstanding."""
+        await self._round_trip(conn, Step.SEND_RESET, limit)
+        return self._twin.send_reset(conn, baseline, memory, parts, limit)
+
+    async def read_reset(self, conn: FakeConnection, token: object, limit: float | None) -> None:
+        """Read the answer."""
+        await self._round_trip(conn, Step.READ_RESET, limit)
+        self._twin.read_reset(conn, token, limit)
+
+    async def close(self, conn: FakeConnection, limit: float | None) -> None:
+        """Close politely."""
+        await self._pause(Step.CLOSE, limit)
+        conn.close()
+
+    def abort(self, conn: FakeConnection) -> None:
+        """Close at once."""
+        conn.close()
+
+    def forget(self, conn: FakeConnection) -> None:
+        """Leave the session to the parent process."""
+        conn.closed = True
+
+    def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
+        """Classify by the text, as real adapters sometimes must."""
+        return self._twin.fault(exc, dialling=dialling)
+
+    async def _pause(self, step: Step, limit: float | None) -> bool:
+        import asyncio  # whoever awaits this has it loaded
+
+        seconds = self.server.seconds(step)
+        await asyncio.sleep(seconds if limit is None else min(seconds, limit))
+        return limit is None or seconds <= limit
+
+    async def _round_trip(self, conn: FakeConnection, step: Step, limit: float | None) -> None:
+        outstanding, conn.busy = conn.busy, True
+        if not await self._pause(step, limit):
+            raise FakeOperationalError(f"no answer to {step.value} within {limit:g} s")
+        conn.busy = outstanding
+        if conn.closed or not conn.alive:
+            raise FakeOperationalError("server closed the connection unexpectedly")
+
+
 # -- the simulator -------------------------------------------------------------------------------------
 
 
@@ -423,7 +559,7 @@ class Task(Generic[R]):
                 elif isinstance(operation, Report):
                     simulation.reports.append(operation.error)
                 elif isinstance(operation, Tell):
-                    simulation.told.append(operation.text)
+                    simulation.told.append(operation.event.text)
                 else:
                     simulation._watch(operation.at)
         except StopIteration as stop:
@@ -448,6 +584,51 @@ class Task(Generic[R]):
             self._simulation.spawn(self._simulation.flows.follow_up(), "follow-up")
         for callback in self.callbacks:
             callback(self)
+
+
+class FakePeople:
+    """Borrowers that a test plays: who acts, where he stands, what he is called."""
+
+    def __init__(self) -> None:
+        self.owner: object = "somebody"
+        """Who acts now."""
+        self.site: Site | None = None
+        """Where he is."""
+        self.inside: set[object] = set()
+        """Who is inside the block he borrowed for."""
+        self.ended: set[object] = set()
+        """Whose thread has ended."""
+        self.blocking = False
+        """Whether an event loop waits with him."""
+
+    def me(self) -> object:
+        """Return who acts."""
+        return self.owner
+
+    def here(self) -> Site | None:
+        """Return where he is."""
+        return self.site
+
+    def name(self, owner: object) -> str | None:
+        """Return what somebody is called."""
+        return None if owner in self.ended else str(owner)
+
+    def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
+        """Tell whether somebody is inside his block."""
+        return owner in self.inside
+
+    def stack(self, owner: object) -> str:
+        """Return what somebody is doing."""
+        return f"the stack of {owner}"
+
+    def where(self, site: Site) -> str:
+        """Return a place as text."""
+        code, lasti = site
+        return f"{code.co_name}:{lasti}"
+
+    def blocks(self) -> bool:
+        """Tell whether an event loop waits with him."""
+        return self.blocking
 
 
 class Simulation:
@@ -487,6 +668,7 @@ class Simulation:
             name=f"seed {seed}",
             clock=lambda: self.now,
             slept=lambda: self.slept,
+            people=FakePeople(),
             chance=self.random.random,
             waiter=_SimulatedWaiter,
         )
@@ -573,7 +755,7 @@ class Simulation:
     def check_at_rest(self) -> None:
         """Verify what must hold when nothing is left to happen and everything was given back."""
         core = self.core
-        stats = core.snapshot("simulation")
+        stats = core.snapshot("simulation", self.now)
         assert not self.tasks, f"stuck: {[task.name for task in self.tasks]}"
         assert not core.waiters or core.closed, "somebody waits for ever"
         assert not core.debris, "a discarded connection was never closed"

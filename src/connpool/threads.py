@@ -13,16 +13,18 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from math import inf
 from typing import Any, Final, TypeVar
 
 from .engine.core import Core
-from .engine.flows import Call, Flow, Park, Report, Start, Tell, Watch
+from .engine.flows import Call, Flow, Park, Start, Tell, Watch
 from .engine.records import Waiter
 from .engine.upkeep import LOOK_EVERY
+from .events import Event
+from .telling import report, tell
 
 R = TypeVar("R")
 
@@ -226,13 +228,18 @@ class ThreadRunner:
     """
 
     def __init__(
-        self, core: Core[Any], follow_up: Callable[[], Flow[None]], upkeep: Callable[[], Flow[None]]
+        self,
+        core: Core[Any],
+        follow_up: Callable[[], Flow[None]],
+        upkeep: Callable[[], Flow[None]],
+        observers: Sequence[Callable[[Event], object]] = (),
     ) -> None:
         self.inline = False  # run everything in the calling thread from now on
         self.due_at = inf  # the housekeeper's
         self._core = core
         self._follow_up = follow_up
         self._upkeep = upkeep
+        self._observers = observers
 
     def begin_anew(self, core: Core[Any]) -> None:
         """Serve another core: in a forked child nothing that was due is."""
@@ -271,12 +278,10 @@ class ThreadRunner:
                         self._watch(operation.at)
                         value = None
                     elif isinstance(operation, Tell):
-                        import logging  # seldom needed, and slow to import
-
-                        logging.getLogger("connpool").warning("%s", operation.text)
+                        tell(operation.event, self._observers)
                         value = None
                     else:
-                        self._report(operation)
+                        report(operation.error, operation.origin)
                         value = None
                 except BaseException as exc:
                     resume, value = flow.throw, exc
@@ -299,14 +304,6 @@ class ThreadRunner:
             # Else upkeep comes sooner, and asks then what is due next.  The duty was published before
             # this look, and `due_at` is lifted before upkeep runs: one of the two sees the other.
             housekeeper.watch(self, at)
-
-    def _report(self, operation: Report) -> None:
-        """Treat an exception as one that ended a thread: usually it is one of ours that it came in."""
-        exc = operation.error
-        exc.add_note(f"raised by {operation.origin!r}; the pool has gone on")
-        threading.excepthook(
-            threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
-        )
 
 
 helpers = Helpers()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from connpool.adapter import Verdict
+from connpool.adapter import Fault, Verdict
 from connpool.engine.core import Core
 from connpool.engine.flows import (
     Call,
@@ -29,8 +29,9 @@ from connpool.engine.flows import (
 )
 from connpool.engine.records import Entry, Refusal, Waiter
 from connpool.errors import PoolError
+from connpool.events import Event
 from connpool.options import PoolOptions
-from connpool.testing import Cancelled, FakeAdapter, FakeConnection, FakeServer
+from connpool.testing import Cancelled, FakeAdapter, FakeConnection, FakePeople, FakeServer
 
 R = TypeVar("R")
 
@@ -103,7 +104,9 @@ def fail(
     now: float = NOW,
 ) -> None:
     """End a dial badly."""
-    core.dial_failed(entry, error or OSError("refused"), fatal=fatal, now=now, chance=0.0)
+    core.dial_failed(
+        entry, error or OSError("refused"), fault=Fault.ORDINARY, fatal=fatal, now=now, chance=0.0
+    )
 
 
 def lend(core: Core[Any], count: int = 1, conn: object = None) -> list[Entry[Any]]:
@@ -137,7 +140,7 @@ def close_all(core: Core[Any], now: float = NOW) -> int:
 
 def assert_lawful(core: Core[Any], *, in_use: int | None = None) -> None:
     """Check the laws that hold whenever nobody is inside a transition."""
-    stats = core.snapshot("test")
+    stats = core.snapshot("test", 0.0)
     parts = stats.idle + stats.in_use + stats.opening + stats.validating + stats.closing
     assert stats.size == parts == len(core.slots), stats
     assert stats.opened - sum(stats.discards.values()) == stats.idle + stats.in_use + stats.validating, stats
@@ -205,7 +208,8 @@ class Hand(Generic[R]):
             self.world.reports.append((operation.error, operation.origin))
             self.resume()
         elif isinstance(operation, Tell):
-            self.world.told.append(operation.text)
+            self.world.told.append(operation.event.text)
+            self.world.events.append(operation.event)
             self.resume()
         else:
             self.resume()
@@ -278,6 +282,7 @@ class World:
 
     def __init__(self, source: Any = None, *, helpers: bool = True, **options: Any) -> None:
         self.now = NOW
+        self.people = FakePeople()
         self.slept = 0.0
         self.server = FakeServer()
         self.adapter = FakeAdapter(self.server) if source is None else source
@@ -290,12 +295,14 @@ class World:
             slept=lambda: self.slept,
             chance=lambda: 0.0,
             waiter=Caller,
+            people=self.people,
         )
         self.helpers = helpers
         self.jobs: deque[Flow[None]] = deque()
         self.watched: float | None = None
         self.reports: list[tuple[Exception, object]] = []
         self.told: list[str] = []
+        self.events: list[Event] = []
         self.hands: list[Hand[Any]] = []
         self.suspensions = 0
         self._strike: tuple[int, BaseException] | None = None
@@ -423,10 +430,10 @@ def discards(world: World) -> dict[str, int]:
 
 
 def refusal(hand: Hand[Any], kind: type[PoolError]) -> str:
-    """Run a flow to its refusal and return what it says."""
+    """Run a flow to its refusal and return the first line of what it says."""
     hand.run()
     assert type(hand.error) is kind, repr(hand.error)
-    return str(hand.error)
+    return str(hand.error).partition("\n")[0]
 
 
 def opening(world: World) -> Hand[None]:

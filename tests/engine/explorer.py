@@ -33,8 +33,8 @@ import connpool.threads
 from connpool import ConnectionPool, PoolClosed, PoolError
 from connpool.engine.core import Core
 from connpool.engine.records import Entry, Waiter
-from connpool.engine.stats import Reason
 from connpool.pool import Lease
+from connpool.stats import Reason
 from connpool.testing import FakeAdapter, FakeConnection, FakeServer
 
 Plan: TypeAlias = list[tuple[int, int | None]]

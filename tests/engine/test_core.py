@@ -25,10 +25,11 @@ from engine.driver import (
     stock,
 )
 
+from connpool.adapter import Fault
 from connpool.engine import upkeep
 from connpool.engine.core import BATCH, Core
 from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter, Watcher
-from connpool.engine.stats import Reason
+from connpool.stats import Reason
 
 
 def discards(core: Core[Any]) -> dict[str, int]:
@@ -764,7 +765,7 @@ def test_dial_that_is_struck_after_it_succeeded_has_not_failed() -> None:
     entry = dial(core)
     with pytest.raises(Interrupt) as caught:
         connect(core, entry)
-    core.dial_failed(entry, caught.value, fatal=False, now=NOW, chance=0.0)
+    core.dial_failed(entry, caught.value, fault=Fault.ORDINARY, fatal=False, now=NOW, chance=0.0)
     assert waiter.outcome is entry
     assert core.totals.dial_failures == 0
     assert_lawful(core, in_use=1)
@@ -967,7 +968,7 @@ def test_closing_twice_is_harmless() -> None:
     core.shut()
     core.shut()
     assert len(core.waiters) == 1
-    assert core.snapshot("test").waiting == 0
+    assert core.snapshot("test", 0.0).waiting == 0
 
 
 def test_closed_pool_dials_for_nobody() -> None:
@@ -1486,7 +1487,7 @@ def test_collection_in_the_middle_of_a_look_at_the_stack_is_survived() -> None:
 
 
 def test_idle_pool_without_limits_has_nothing_due() -> None:
-    core = make_core(idle_timeout=None)
+    core = make_core(idle_timeout=None, warn_after=None)
     assert core.due(NOW) is None
     stock(core)
     assert core.due(NOW) is None
@@ -1594,7 +1595,7 @@ def test_call_that_returned_learns_whether_it_was_cut() -> None:
 
 
 def test_time_limit_is_due() -> None:
-    core = make_core(idle_timeout=None)
+    core = make_core(idle_timeout=None, warn_after=None)
     (entry,) = lend(core)
     assert core.due(NOW) is None
     core.limit(entry.slot, NOW + 3)
@@ -1685,8 +1686,8 @@ def test_every_use_is_counted_once_folded_or_not() -> None:
     for _ in range(3):
         use(core, second)
     assert len(first.holds) == 7
-    assert core.snapshot("test").use.count == BATCH + 10
-    assert core.snapshot("test").use.count == BATCH + 10, "a look changes nothing"
+    assert core.snapshot("test", 0.0).use.count == BATCH + 10
+    assert core.snapshot("test", 0.0).use.count == BATCH + 10, "a look changes nothing"
 
 
 def test_uses_of_a_connection_outlive_it() -> None:
@@ -1694,22 +1695,22 @@ def test_uses_of_a_connection_outlive_it() -> None:
     (entry,) = lend(core)
     use(core, entry)
     core.retire(entry, Reason.DEAD, NOW)
-    assert core.snapshot("test").use.count == 1
+    assert core.snapshot("test", 0.0).use.count == 1
     close_all(core)
-    stats = core.snapshot("test")
+    stats = core.snapshot("test", 0.0)
     assert (stats.use.count, stats.acquires, stats.releases) == (1, 1, 1)
 
 
 def test_waiting_times_are_folded_in_batches() -> None:
     core = make_core()
     core.waits.extend([0.25] * (2 * BATCH))
-    assert core.snapshot("test").waits == 2 * BATCH
+    assert core.snapshot("test", 0.0).waits == 2 * BATCH
     left = []
     for _ in range(3):
         queue(core)
         left.append(len(core.waits))
     assert left == [BATCH, 0, 0]
-    assert core.snapshot("test").waits == 2 * BATCH
+    assert core.snapshot("test", 0.0).waits == 2 * BATCH
 
 
 def test_brief_says_what_everybody_does() -> None:
@@ -1732,7 +1733,7 @@ def test_snapshot_counts_each_connection_in_one_state() -> None:
     core.retire(broken, Reason.BROKEN, NOW)
     core.resize(6, 2)
     opening = dial(core)
-    stats = core.snapshot("a name")
+    stats = core.snapshot("a name", 0.0)
     assert (stats.idle, stats.in_use, stats.validating, stats.opening, stats.closing) == (1, 1, 1, 1, 1)
     assert (stats.name, stats.size, stats.max_size, stats.waiting) == ("a name", 5, 6, 0)
     assert (stats.dials, stats.opened, stats.connect.count) == (5, 4, 4)
@@ -1743,7 +1744,7 @@ def test_snapshot_counts_each_connection_in_one_state() -> None:
 def test_snapshot_does_not_change_afterwards() -> None:
     core = make_core()
     (entry,) = lend(core)
-    before = core.snapshot("test")
+    before = core.snapshot("test", 0.0)
     use(core, entry)
     core.waits.append(1.0)
     core.retire(entry, Reason.DEAD, NOW)
@@ -1757,7 +1758,7 @@ def test_those_in_line_are_counted_as_waiting() -> None:
     core = make_core(max_size=1)
     lent = lend(core)
     queue(core, 3)
-    assert core.snapshot("test").waiting == 3
+    assert core.snapshot("test", 0.0).waiting == 3
     assert core.brief() == "1 of 1 in use, 0 idle, 0 opening, 3 waiting"
     assert len(lent) == 1
 

@@ -351,7 +351,7 @@ def test_refused_standby_that_is_the_cause_names_the_pool_once() -> None:
     world.now += 1.0
     hand.resume()
     assert refusal(hand, PoolUnavailable) == (
-        "no connection within 1 s: none is open; last connect error: PoolUnavailable: "
+        "no connection within 1 s: none is open; last connect error 1 s ago: PoolUnavailable: "
         "the server takes no writes, and require='read-write' (pool 'test')"
     )
 

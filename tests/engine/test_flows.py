@@ -30,7 +30,6 @@ from connpool.adapters.dbapi import DBAPIAdapter
 from connpool.engine import upkeep
 from connpool.engine.flows import Park, Step, Watch
 from connpool.engine.records import Entry
-from connpool.engine.stats import Reason
 from connpool.errors import (
     PoolClosed,
     PoolError,
@@ -39,6 +38,7 @@ from connpool.errors import (
     PoolTimeout,
     PoolUnavailable,
 )
+from connpool.stats import Reason
 from connpool.testing import (
     Cancelled,
     FakeAdapter,
@@ -173,7 +173,7 @@ def test_connection_is_validating_while_it_is_pinged() -> None:
     world.now += 30.0
     hand = world.acquire()
     hand.to(Step.PING)
-    stats = world.core.snapshot("test")
+    stats = world.core.snapshot("test", 0.0)
     assert (stats.validating, stats.in_use, stats.idle) == (1, 0, 0)
     entry = hand.value()
     assert_lawful(world.core, in_use=1)
@@ -688,7 +688,7 @@ def test_timeout_names_the_last_connect_error_as_its_cause() -> None:
     assert len(lent) == 1
     assert refusal(hand, PoolTimeout) == (
         "no connection within 5 s: 1 of 2 in use, 0 idle, 1 opening, 0 waiting; "
-        "last connect error: FakeOperationalError: sorry, too many clients already (pool 'test')"
+        "last connect error 5 s ago: FakeOperationalError: sorry, too many clients already (pool 'test')"
     )
     assert hand.error is not None
     assert hand.error.__cause__ is world.core.last_error is not None
@@ -721,7 +721,7 @@ def test_unreachable_server_is_reported_as_unavailable() -> None:
     hand.resume()
     assert refusal(hand, PoolUnavailable) == (
         "no connection within 5 s: none is open; "
-        "last connect error: FakeOperationalError: connection refused (pool 'test')"
+        "last connect error 5 s ago: FakeOperationalError: connection refused (pool 'test')"
     )
     assert hand.error is not None
     assert hand.error.__cause__ is world.core.last_error is not None
@@ -758,7 +758,10 @@ def test_error_without_a_text_is_named_by_its_class() -> None:
     world.server.down(ConnectionRefusedError())
     hand = world.acquire().run()
     world.work()
-    assert refusal(hand, PoolUnavailable) == "cannot connect; ConnectionRefusedError (pool 'test')"
+    assert (
+        refusal(hand, PoolUnavailable)
+        == "cannot connect; last connect error: ConnectionRefusedError (pool 'test')"
+    )
 
 
 def test_error_that_the_pool_keeps_has_no_frames_and_neither_has_its_cause() -> None:
@@ -1035,7 +1038,7 @@ def test_connection_whose_rollback_was_struck_is_closed_and_its_use_counted(erro
     world.work()
     assert discards(world) == {"broken": 1}
     assert entry.conn.closed
-    stats = world.core.snapshot("test")
+    stats = world.core.snapshot("test", 0.0)
     assert (stats.acquires, stats.releases, stats.use.count) == (1, 1, 1)
 
 
@@ -1121,9 +1124,9 @@ def test_connection_on_its_way_back_is_counted_once() -> None:
     entry.conn.execute("write")
     hand = world.release(entry)
     hand.to(Step.COMMIT)
-    assert world.core.snapshot("test").acquires == 1
+    assert world.core.snapshot("test", 0.0).acquires == 1
     hand.value()
-    assert world.core.snapshot("test").acquires == 1
+    assert world.core.snapshot("test", 0.0).acquires == 1
 
 
 def test_begin_opens_a_transaction() -> None:
@@ -1209,7 +1212,7 @@ def test_time_that_a_dial_takes_is_counted() -> None:
     dialling.to(Step.ADOPT)
     world.now += 0.25
     dialling.value()
-    assert world.core.snapshot("test").connect.max == 0.25
+    assert world.core.snapshot("test", 0.0).connect.max == 0.25
 
 
 def test_hook_runs_on_each_new_connection() -> None:
@@ -1415,7 +1418,7 @@ def test_something_that_is_no_connection_is_the_callers_mistake() -> None:
 def test_driver_is_named_once(driver: FakeDriver) -> None:
     driver.world.lend()
     adapter = driver.world.flows.adapter
-    assert not driver.world.flows._is_fatal(FakeOperationalError("connection refused"))
+    assert driver.world.flows._dial_fault(FakeOperationalError("connection refused")) is Fault.DEAD
     assert driver.world.flows.adapter is adapter
 
 
@@ -1428,12 +1431,14 @@ def test_dial_of_an_adapter_that_keeps_no_limit_is_given_up_on_time() -> None:
 
 def test_credentials_refused_by_a_driver_known_by_its_exception_are_fatal(driver: FakeDriver) -> None:
     driver.server.down(FakeOperationalError("password authentication failed"))
-    assert driver.world.flows._is_fatal(FakeOperationalError("password authentication failed"))
-    assert not driver.world.flows._is_fatal(FakeOperationalError("connection refused"))
+    assert (
+        driver.world.flows._dial_fault(FakeOperationalError("password authentication failed")) is Fault.AUTH
+    )
+    assert driver.world.flows._dial_fault(FakeOperationalError("connection refused")) is Fault.DEAD
 
 
 def test_exception_of_no_driver_is_not_fatal() -> None:
-    assert not World(FakeServer().accept).flows._is_fatal(OSError())
+    assert World(FakeServer().accept).flows._dial_fault(OSError()) is Fault.ORDINARY
 
 
 class CallableConnection(FakeConnection):
@@ -1689,7 +1694,7 @@ def test_ready_that_is_not_says_what_is_missing() -> None:
     hand.resume()
     assert refusal(hand, PoolUnavailable) == (
         "not ready after 30 s: 1 of 3 connections; "
-        "last connect error: FakeOperationalError: connection refused (pool 'test')"
+        "last connect error 30 s ago: FakeOperationalError: connection refused (pool 'test')"
     )
     assert hand.error is not None
     assert hand.error.__cause__ is world.core.last_error is not None

@@ -19,8 +19,8 @@ from engine.driver import NOW, STRIKES, Hand, World, assert_lawful, discards, dr
 from connpool.engine import upkeep
 from connpool.engine.flows import Park, Report, Step, Watch
 from connpool.engine.records import Entry
-from connpool.engine.stats import Reason
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
+from connpool.stats import Reason
 from connpool.testing import Cancelled, FakeConnection, FakeError, FakeOperationalError
 
 Hook = Callable[[FakeConnection], object]

@@ -10,7 +10,7 @@ from engine.driver import STRIKES, Hand, World, assert_lawful, discards, opening
 
 from connpool.engine import upkeep
 from connpool.engine.flows import Step
-from connpool.engine.stats import Reason
+from connpool.stats import Reason
 from connpool.testing import FakeConnection, FakeOperationalError
 
 
@@ -207,11 +207,11 @@ def test_connections_opened_together_are_not_pinged_together() -> None:
 def test_connection_that_is_pinged_is_lent_to_nobody_and_counts_as_validating() -> None:
     world = keeping(max_size=1)
     (entry,) = world.stock()
-    acquires = world.core.snapshot("test").acquires
+    acquires = world.core.snapshot("test", 0.0).acquires
     world.now += 10.0
     world.hold(world.flows.upkeep()).value()
     for stage in ("started", "pinging"):
-        stats = world.core.snapshot("test")
+        stats = world.core.snapshot("test", 0.0)
         assert (stats.validating, stats.idle, stats.in_use) == (1, 0, 0), stage
         assert stats.acquires == acquires
         if stage == "started":

@@ -14,10 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from connpool.adapter import Fault
 from connpool.engine import upkeep
 from connpool.engine.core import Core
 from connpool.engine.records import Entry, Refusal, Slot
-from connpool.engine.stats import Reason
+from connpool.stats import Reason
 from connpool.testing import FakeConnection, FakeServer
 
 GRACE = upkeep.CLOSE_GRACE
@@ -350,7 +351,7 @@ class Pool(RuleBasedStateMachine):
         given_up = entry.slot not in self.core.slots
         hopeless = (fatal or not self.core.ever_opened) and not self.core.available()
         error = OSError("refused")
-        self.core.dial_failed(entry, error, fatal=fatal, now=self.now, chance=0.5)
+        self.core.dial_failed(entry, error, fault=Fault.ORDINARY, fatal=fatal, now=self.now, chance=0.5)
         assert connected or entry.slot not in self.core.slots, "its place is not free"
         if hopeless and not given_up:
             assert all(caller.outcome is error for caller in self.queue)
@@ -475,7 +476,7 @@ class Pool(RuleBasedStateMachine):
 
     @invariant()
     def figures_are_exact(self) -> None:
-        stats = self.core.snapshot("machine")
+        stats = self.core.snapshot("machine", 0.0)
         assert stats.timeouts == self.timeouts
         assert stats.overloads == self.overloads
         assert stats.use.count == self.uses
@@ -494,7 +495,7 @@ class Pool(RuleBasedStateMachine):
         for entry in (*self.lent, *self.hooked):
             core.give(entry)
         for entry in self.dials:
-            core.dial_failed(entry, OSError(), fatal=False, now=self.now, chance=0.5)
+            core.dial_failed(entry, OSError(), fault=Fault.ORDINARY, fatal=False, now=self.now, chance=0.5)
         while (slot := core.next_to_close(self.now)) is not None:
             core.freed(slot)
         for slot, _, _ in self.closing:

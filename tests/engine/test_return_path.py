@@ -18,8 +18,8 @@ from connpool.adapter import Fault
 from connpool.engine import upkeep
 from connpool.engine.flows import Park, Step
 from connpool.engine.records import Entry
-from connpool.engine.stats import Reason
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
+from connpool.stats import Reason
 from connpool.testing import (
     Cancelled,
     FakeAdapter,
@@ -165,8 +165,8 @@ def test_connection_comes_back_as_its_policy_and_its_state_demand(name: str, lea
 def test_resets_are_counted_and_rollbacks_are_none(policy: Any, resets: int) -> None:
     world = World(reset=policy)
     world.stock()
-    assert world.core.snapshot("test").resets == resets
-    assert world.core.snapshot("test").rollbacks == 0
+    assert world.core.snapshot("test", 0.0).resets == resets
+    assert world.core.snapshot("test", 0.0).rollbacks == 0
 
 
 @pytest.mark.parametrize("policy", ["full", nothing])
@@ -177,7 +177,7 @@ def test_reset_that_failed_is_not_counted_as_one(policy: Any) -> None:
     hand.to(Step.SEND_RESET if policy == "full" else Step.RESET)
     hand.throw(FakeOperationalError("connection lost"))
     hand.value()
-    assert world.core.snapshot("test").resets == 0
+    assert world.core.snapshot("test", 0.0).resets == 0
 
 
 @pytest.mark.parametrize(
@@ -588,10 +588,10 @@ def test_connection_is_validating_while_the_answer_is_read() -> None:
     world = Awaited()
     hand = world.acquire()
     hand.to(Step.READ_RESET)
-    stats = world.core.snapshot("test")
+    stats = world.core.snapshot("test", 0.0)
     assert (stats.validating, stats.in_use, stats.idle) == (1, 0, 0)
     hand.value()
-    assert world.core.snapshot("test").validating == 0
+    assert world.core.snapshot("test", 0.0).validating == 0
 
 
 @pytest.mark.parametrize(

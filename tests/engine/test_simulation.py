@@ -20,7 +20,7 @@ from connpool.engine import upkeep
 from connpool.engine.core import Core, locked
 from connpool.engine.flows import Call, Flow, Flows, Park, Step
 from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter
-from connpool.engine.stats import Reason
+from connpool.stats import Reason
 from connpool.testing import FakeConnection, FakeServer, Simulation
 
 SEED = int(os.environ.get("CONNPOOL_SEED", "1"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from connpool.engine.stats import Histogram, Reason, Totals
+from connpool.stats import Histogram, Reason, Totals
 
 NOTHING = 2e-9  # what no time at all may be shown as
 PROMISED = 0.032  # the error that the class promises

@@ -13,8 +13,8 @@ from connpool.adapter import Fault
 from connpool.engine import upkeep
 from connpool.engine.flows import Step
 from connpool.engine.records import Entry
-from connpool.engine.stats import Reason
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
+from connpool.stats import Reason
 from connpool.testing import (
     Cancelled,
     FakeAdapter,
@@ -213,7 +213,7 @@ def test_where_pings_are_switched_off_a_look_must_do() -> None:
     killed.conn.kill()
     hand = world.acquire()
     assert hand.value() is idle
-    assert hand.steps == ["start", "watch"], "the dead one is closed elsewhere"
+    assert hand.steps == ["start", "tell", "watch"], "the dead one is closed elsewhere"
     assert discards(world) == {"dead": 2}
 
 

@@ -98,11 +98,12 @@ def test_guarded_connection_that_its_borrower_loses_comes_back(server: FakeServe
     with guarded(server, max_size=1) as pool:
         conn = pool.acquire()
         watch = weakref.ref(conn)
-        del conn
-        gc.collect()
-        assert watch() is None
-        with pool.connection(timeout=5) as conn:
-            conn.execute("select 1")
+        with pytest.warns(ResourceWarning, match=r"test_guarding\.py:\d+ was lost"):
+            del conn
+            gc.collect()
+            assert watch() is None
+            with pool.connection(timeout=5) as conn:
+                conn.execute("select 1")
 
 
 def test_lease_in_use_keeps_its_loan_when_it_is_entered_again(server: FakeServer) -> None:

@@ -49,8 +49,8 @@ def test_a_timeout_says_how_long_and_what_the_pool_was_doing(server):
     pool, conn = full(server, acquire_timeout=0.05)
     with pytest.raises(PoolTimeout) as caught:
         pool.acquire()
-    assert str(caught.value) == (
-        "no connection within 0.05 s: 1 of 1 in use, 0 idle, 0 opening, 0 waiting (pool 'full')"
+    assert str(caught.value).startswith(
+        "no connection within 0.05 s: 1 of 1 in use, 0 idle, 0 opening, 0 waiting (pool 'full')\n"
     )
     assert isinstance(caught.value, TimeoutError)
     pool.release(conn)
@@ -366,7 +366,7 @@ def test_closing_fails_those_who_wait_and_awaits_what_is_lent(server):
         assert not conn.closed
         pool.release(conn)
     assert conn.closed
-    assert str(outcome[0]) == "no connection: the pool is closed (pool 'full')"
+    assert str(outcome[0]).startswith("no connection: the pool is closed (pool 'full')\n")
 
 
 def test_closing_does_not_wait_for_a_dial_that_hangs(server):

@@ -807,12 +807,12 @@ class Psycopg(Generic[B]):
     def verdict(self, conn: B, baseline: Any) -> Verdict:
         """Judge by libpq's own state, which no interrupt can falsify, and psycopg's above it."""
         try:
-            pgconn = baseline.pgconn
+            pgconn, locked = baseline.pgconn, baseline.locked
             # A held lock is a thread inside the connection, which may be about to send.
             if (
                 pgconn.transaction_status
                 or pgconn.pipeline_status
-                or baseline.locked()
+                or locked()
                 or baseline.touched is not False
                 or baseline.backlog
             ):

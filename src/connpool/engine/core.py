@@ -57,10 +57,11 @@ from itertools import count
 from math import inf
 from typing import Concatenate, Final, Generic, ParamSpec, TypeVar
 
+from ..adapter import Fault
 from ..options import PoolOptions
+from ..stats import PoolStats, Reason, Totals
 from . import upkeep
-from .records import Entry, Ref, Refusal, Slot, Waiter, Watcher
-from .stats import PoolStats, Reason, Totals
+from .records import Borrow, Entry, Ref, Refusal, Site, Slot, Waiter, Watcher
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -76,6 +77,10 @@ _DEATHS: Final = frozenset({Reason.DEAD, Reason.SILENT, Reason.BROKEN, Reason.RE
 
 _LOSSES: Final = frozenset({Reason.DEAD, Reason.SILENT})
 """Reasons for which the server is asked about each connection that has not been heard of since."""
+
+
+_TOLD: Final = frozenset({Reason.DEAD, Reason.SILENT, Reason.DEMOTED})
+"""Reasons that the operator wants to hear of."""
 
 
 def locked(
@@ -141,6 +146,9 @@ class Core(Generic[C]):
         self.abandoned = 0  # dials abandoned in a row
         self.retry_at = 0.0  # no dial before
         self.last_error: BaseException | None = None
+        self.last_fault: Fault | None = None
+        self.failed_at = 0.0  # ... and when that was
+        self.failing_since = 0.0  # the first of the dials that failed in a row
         self.ever_opened = False
         self.alarmed_until = 0.0  # a connection was found dead: look at the others before lending them
         self.suspect_at = -inf  # one was lost then: an older word of a server counts no more
@@ -148,6 +156,9 @@ class Core(Generic[C]):
         self.refill = 0  # connections to be opened in place of evicted ones
         self.asker: Slot | None = None  # the dial that asks for credentials ...
         self.asking: list[Waiter] = []  # ... and who waits for its answer
+        self.notes: deque[tuple[str, object]] = deque()  # what the operator is to be told
+        self.nestings: set[tuple[object, object]] = set()  # of which lines he was told
+        self.read_at = 0.0  # when the figures were last read
         self.totals = Totals()
         self.waits: list[float] = []  # seconds of queued acquires, not folded yet; appended without the lock
         self._gate = Waiter(lambda: None)
@@ -183,6 +194,9 @@ class Core(Generic[C]):
         while place and (waiters[place - 1].ticket or 0) > waiter.ticket:
             place -= 1  # it was here before: its candidate turned out to be dead
         waiters.insert(place, waiter)
+        if not self.idle or self.suspended:
+            self.totals.peak_in_use = max(self.totals.peak_in_use, self._in_use())
+            self.totals.peak_waiting = max(self.totals.peak_waiting, self._waiting())
         self._match()
         return waiter.outcome
 
@@ -193,10 +207,14 @@ class Core(Generic[C]):
         The judge of every race: a timeout that comes a moment after the hand-over finds an entry here.
         The waiter does not keep it: a traceback may keep the waiter.
         """
+        self.totals.timeouts += timed_out and waiter.outcome is None
+        return self._leave(waiter)
+
+    def _leave(self, waiter: Waiter) -> object:
+        """Take a waiter out of the queue.  Lock held."""
         outcome = waiter.outcome
         if outcome is None:
             outcome = Refusal.LEFT
-            self.totals.timeouts += timed_out
         waiter.outcome = Refusal.LEFT
         try:
             self.waiters.remove(waiter)
@@ -226,6 +244,7 @@ class Core(Generic[C]):
     @locked
     def give(self, entry: Entry[C]) -> None:
         """Put an entry that is fit to be lent where it belongs: to the oldest waiter, or to idle."""
+        entry.slot.validating = False
         if entry.doomed:
             self._retire(entry, entry.doomed)
         else:
@@ -284,6 +303,8 @@ class Core(Generic[C]):
             self.alarmed_until = now + upkeep.ALARM
         if reason in _LOSSES:
             self._suspect(now)
+        if reason in _TOLD and not entry.doomed:
+            self.notes.append(("session_lost", reason))
         self._retire(entry, reason)
         if reason is Reason.SILENT:
             # No answer at all: to wait for each of the others' would use up everybody's time.
@@ -389,7 +410,9 @@ class Core(Generic[C]):
 
     def owes(self) -> bool:
         """Tell, without the lock and so only roughly, whether somebody should follow up."""
-        return bool(self.debris or self.lost or (len(self.slots) < self.max_size and self._demand() > 0))
+        return bool(
+            self.debris or self.lost or self.notes or (len(self.slots) < self.max_size and self._demand() > 0)
+        )
 
     def _demand(self) -> int:
         """Return the number of connections that are missing, dials under way not counted."""
@@ -425,6 +448,7 @@ class Core(Generic[C]):
         self.slots[slot] = None  # the place is taken from here; if the entry dies, the callback frees it
         self.opening[slot] = None
         self.totals.dials += 1
+        self.totals.peak_size = max(self.totals.peak_size, len(self.slots))
         return entry
 
     @locked
@@ -442,8 +466,10 @@ class Core(Generic[C]):
         self.totals.connect.fold([seconds])
         self.opening.pop(slot, None)
         slot.until = inf
+        if self.failures:
+            self.notes.append(("dial_recovered", self.failures))
         self.failures = self.abandoned = 0
-        self.last_error = None
+        self.last_error = self.last_fault = None
         self.retry_at = 0.0
         self.ever_opened = True
         # No call stands between these two, and so no interrupt.  One that strikes from here on finds the
@@ -460,7 +486,14 @@ class Core(Generic[C]):
 
     @locked
     def dial_failed(
-        self, entry: Entry[C], error: BaseException, *, fatal: bool, now: float, chance: float
+        self,
+        entry: Entry[C],
+        error: BaseException,
+        *,
+        fault: Fault,
+        fatal: bool,
+        now: float,
+        chance: float,
     ) -> None:
         """Free the place of a failed dial and set the pause before the next one.
 
@@ -474,16 +507,24 @@ class Core(Generic[C]):
             return
         if slot.opened:
             return  # struck after it had succeeded
-        self.totals.dial_failures += 1
-        self.failures += 1
+        self.totals.faults[fault] += 1
+        self._note_failure(error, fault, now)
         self.refill = 0  # whoever needs one asks for it
-        self.last_error = error
         self.retry_at = now + upkeep.pause(self.failures, waiting=bool(self.waiters), chance=chance)
         self._discard_dial(slot)
         if fatal:
             self._fail_watchers(error)
         if (fatal or not self.ever_opened) and not self.available():
             self._fail_waiters(error)
+
+    def _note_failure(self, error: BaseException, fault: Fault, now: float) -> None:
+        """Keep what a dial has failed with.  Lock held."""
+        if not self.failures:
+            self.failing_since = now
+        self.failures += 1
+        self.last_error, self.last_fault, self.failed_at = error, fault, now
+        if isinstance(error, Exception):  # else it was struck: its caller knows
+            self.notes.append(("dial_failed", error))
 
     def _fail_watchers(self, error: BaseException) -> None:
         """Tell those who wait for connections to be opened that they will not be.  Lock held."""
@@ -510,15 +551,15 @@ class Core(Generic[C]):
             self._free(slot)
         for slot in [slot for slot in self.opening if slot.until <= now]:
             if slot in self.slots:
-                self.failures += 1
                 self.abandoned += 1
-                self.last_error = TimeoutError("the dial was given up: no answer within connect_timeout")
+                given_up = TimeoutError("the dial was given up: no answer within connect_timeout")
+                self._note_failure(given_up, Fault.DEAD, now)
                 self.retry_at = now + upkeep.abandoned_pause(self.abandoned)
             self._abandon(slot)
 
     def _abandon(self, slot: Slot) -> None:
         """Free the place of a dial that goes on.  Lock held."""
-        self.totals.dial_failures += slot in self.slots
+        self.totals.faults[Fault.DEAD] += slot in self.slots
         conn = slot.conn
         self._free(slot)
         slot.conn = conn  # if the dial got that far, its flow still closes what it opened
@@ -568,18 +609,25 @@ class Core(Generic[C]):
                 self._retire(item, Reason.LOST)
             elif (slot := item.watched()) in self.slots and slot not in self.closing:
                 if not slot.opened:
-                    self.totals.dial_failures += 1
+                    self.totals.faults[Fault.ORDINARY] += 1  # struck by an exception of its caller's
                     self._discard_dial(slot)
                 elif slot.conn is not None:
+                    self._note_leak(slot)
                     self._close_slot(slot, Reason.LOST)
                 else:  # a bare connection that is garbage: its driver has closed it
                     entry = self.bare.get(slot.bare)
                     if entry is not None and entry.slot is slot:  # else its id is another one's by now
                         del self.bare[slot.bare]
                     del entry
+                    self._note_leak(slot)
                     self._free(slot, Reason.LOST)
             if self.lost and self.lost[0] is item:  # a finalizer may have come in between
                 self.lost.popleft()
+
+    def _note_leak(self, slot: Slot) -> None:
+        """Have the operator told of a borrower who has lost what he was lent.  Lock held."""
+        if slot.owner is not None and slot.code is not None:
+            self.notes.append(("leak", (slot.code, slot.lasti)))
 
     # -- time limits ---------------------------------------------------------------------------------
 
@@ -653,6 +701,10 @@ class Core(Generic[C]):
             instants += [entry.expires for entry in entries if entry.expires > now]
             instants += [now + min(entry.idle_limit, entry.ping_every) for entry in entries]
             instants += [now + timeout] if timeout is not None else []
+        warn_after = self.options.warn_after
+        if warn_after is not None:  # idle ones may be lent next, and nobody will tell
+            lent = [entry.lent_at + warn_after for entry in self._entries()]
+            instants += [at if at > now else now + warn_after for at in lent]
         if self.min_idle and self.slots:
             instants.append(now + upkeep.MIN_IDLE_CHECK)
         earliest = min(instants, default=inf)
@@ -871,36 +923,126 @@ class Core(Generic[C]):
         slot.bare = 0
         return entry
 
+    # -- who has what --------------------------------------------------------------------------------
+
+    @locked
+    def borrows(self) -> list[Borrow]:
+        """Return what is lent, the longest first."""
+        return sorted(self._borrows(), key=lambda borrow: borrow.since)
+
+    def _borrows(self) -> list[Borrow]:
+        """Return what is lent, as far as its borrowers are known.  Lock held."""
+        idle = {id(entry) for entry in self._idle_now()}
+        found = []
+        for slot in self.slots:
+            entry = slot.entry_ref and slot.entry_ref()
+            lent = slot.opened and slot.owner is not None and slot not in self.closing
+            if isinstance(entry, Entry) and lent and id(entry) not in idle:
+                site = None if slot.code is None else (slot.code, slot.lasti)
+                found.append(Borrow(slot, slot.owner, site, entry.lent_at, slot.bare in self.bare))
+        return found
+
+    @locked
+    def standoff(self, waiter: Waiter) -> tuple[list[Borrow], list[Waiter]]:
+        """Return all borrows and all waiters if everything is lent to those who wait; else nothing.
+
+        It can only come about when somebody who holds a connection begins to wait.
+        """
+        if self.suspended or len(self.slots) < self.max_size:
+            return [], []
+        borrows = self._borrows()
+        waiters = [other for other in self.waiters if other.outcome is None and other is not self._gate]
+        waiting = {other.owner for other in waiters}
+        mine = any(borrow.owner == waiter.owner for borrow in borrows)
+        if not mine or len(borrows) < self.max_size or any(b.owner not in waiting for b in borrows):
+            return [], []
+        return borrows, waiters
+
+    @locked
+    def deadlocked(self, waiter: Waiter) -> object:
+        """Leave the queue for a deadlock; return the outcome if there was one already."""
+        self.totals.deadlocks += waiter.outcome is None
+        return self._leave(waiter)
+
+    @locked
+    def held_by(self, owner: object) -> list[Borrow]:
+        """Return what a borrower has."""
+        if all(slot.owner != owner for slot in self.slots):
+            return []
+        return [borrow for borrow in self._borrows() if borrow.owner == owner]
+
+    @locked
+    def asked(self) -> dict[object, Site | None]:
+        """Return who waits, and where each has asked."""
+        return {waiter.owner: waiter.site for waiter in self.waiters if waiter.outcome is None}
+
+    @locked
+    def overdue(self, before: float) -> list[Borrow]:
+        """Return what was lent before an instant, each once, and have its release told."""
+        late = [borrow for borrow in self._borrows() if borrow.since <= before and not borrow.slot.overdue]
+        for borrow in late:
+            borrow.slot.overdue = True
+            entry = borrow.slot.entry_ref and borrow.slot.entry_ref()
+            if isinstance(entry, Entry):
+                entry.warm_until = -inf  # sends its release to the flows
+        return late
+
     # -- figures -------------------------------------------------------------------------------------
+
+    @locked
+    def refused(self) -> None:
+        """Count an acquire that was refused because nothing could be opened."""
+        self.totals.unavailable += 1
+
+    @locked
+    def rolled_back(self) -> None:
+        """Count a rollback."""
+        self.totals.rollbacks += 1
+
+    @locked
+    def was_reset(self, seconds: float, *, steps: bool, failed: bool) -> None:
+        """Count a return that took more than a verdict."""
+        self.totals.resets += steps and not failed
+        self.totals.reset_failures += failed
+        self.totals.reset.fold([seconds])
 
     @locked
     def brief(self) -> str:
         """Return the state of the pool in a few words, for messages."""
-        idle = len(self.idle)
-        in_use = max(0, self.available() - idle)
-        waiting = self._waiting()
+        validating = self._validating()
         return (
-            f"{'suspended, ' if self.suspended else ''}{in_use} of {self.max_size} in use, {idle} idle, "
-            f"{len(self.opening)} opening, {waiting} waiting"
+            f"{'suspended, ' if self.suspended else ''}{self._in_use()} of {self.max_size} in use, "
+            f"{len(self.idle)} idle, {len(self.opening)} opening, "
+            f"{f'{validating} validating, ' if validating else ''}{self._waiting()} waiting"
         )
 
     def _waiting(self) -> int:
         """Return the number of callers in the queue.  Lock held."""
         return len(self.waiters) - (self.closed or self.suspended)
 
+    def _validating(self) -> int:
+        """Return the number of connections that are looked at or handed over.  Lock held."""
+        return sum(slot.validating for slot in self.slots)
+
+    def _in_use(self) -> int:
+        """Return the number of connections that somebody has.  Lock held."""
+        return max(0, self.available() - len(self.idle) - self._validating())
+
     @locked
-    def snapshot(self, name: str) -> PoolStats:
-        """Return all figures at one instant."""
+    def snapshot(self, name: str, now: float, *, dedicated: int = 0, reading: bool = False) -> PoolStats:
+        """Return all figures at one instant; *reading* begins the peaks anew."""
         totals = self.totals
         use, wait = totals.use.copy(), totals.wait.copy()
         for slot in self.slots:
-            use.fold(slot.holds.copy())
-        wait.fold(self.waits.copy())
-        idle = len(self.idle)
-        validating = sum(slot.validating for slot in self.slots)
+            use.add(slot.holds.copy())
+        wait.add(self.waits.copy())
+        idle, validating = len(self.idle), self._validating()
         in_use = max(0, self.available() - idle - validating)
         gone = totals.discards[Reason.LOST] + totals.discards[Reason.DETACHED]
-        return PoolStats(
+        # Idle connections are a stack: what was lent at any time was once lent together.
+        lent = sum(entry.lent_at > self.read_at for entry in self._entries())
+        first = next((waiter for waiter in self.waiters if waiter is not self._gate), None)
+        stats = PoolStats(
             name=name,
             max_size=self.max_size,
             size=len(self.slots),
@@ -910,22 +1052,37 @@ class Core(Generic[C]):
             validating=validating,
             closing=len(self.closing),
             waiting=self._waiting(),
+            oldest_wait=0.0 if first is None else max(0.0, now - first.since),
+            peak_size=totals.peak_size,
+            peak_in_use=max(totals.peak_in_use, in_use, lent),
+            peak_waiting=totals.peak_waiting,
             acquires=use.count + gone + in_use,
             releases=use.count + gone,
             waits=wait.count,
             timeouts=totals.timeouts,
             overloads=totals.overloads,
+            unavailable=totals.unavailable,
+            deadlocks=totals.deadlocks,
             dials=totals.dials,
             dial_failures=totals.dial_failures,
+            faults=totals.faults.copy(),
             opened=totals.opened,
             discards=totals.discards.copy(),
+            leaks=totals.discards[Reason.LOST],
             rollbacks=totals.rollbacks,
             resets=totals.resets,
-            dedicated=0,  # the pool knows
+            reset_failures=totals.reset_failures,
+            reset_policy=self.options.reset if isinstance(self.options.reset, str) else "custom",
+            dedicated=dedicated,
             wait=wait,
             use=use,
             connect=totals.connect.copy(),
+            reset=totals.reset.copy(),
         )
+        if reading:
+            self.read_at = now
+            totals.peak_size, totals.peak_in_use, totals.peak_waiting = len(self.slots), in_use, stats.waiting
+        return stats
 
     def _fold_waits(self) -> None:
         """Move the collected waiting times into the histogram.  Lock held; others may be appending."""

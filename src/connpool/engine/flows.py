@@ -20,16 +20,27 @@ from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from math import inf
-from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar, cast
 
 from ..adapter import Adapter, Credentials, Fault, Verdict, adapter_for
-from ..errors import PoolClosed, PoolError, PoolMisuse, PoolOverloaded, PoolTimeout, PoolUnavailable
+from ..errors import (
+    Holder,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolMisuse,
+    PoolOverloaded,
+    PoolTimeout,
+    PoolUnavailable,
+)
+from ..events import ERROR, INFO, WARNING, Event, Throttle
 from ..reset import Part, steps
-from . import upkeep
+from ..stats import PoolStats, Reason
+from . import diagnosis, upkeep
 from .core import Core
-from .records import Entry, Refusal, Slot, Waiter, Watcher
-from .stats import Reason
+from .records import Entry, People, Refusal, Site, Slot, Waiter, Watcher
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -105,9 +116,9 @@ class Report:
 
 @dataclass(slots=True)
 class Tell:
-    """Tell the operator of something that is no error."""
+    """Tell the operator of something."""
 
-    text: str
+    event: Event
 
 
 Operation: TypeAlias = Park | Call | Start | Watch | Report | Tell
@@ -133,9 +144,12 @@ class Flows(Generic[C]):
         slept: Callable[[], float],
         chance: Callable[[], float],
         waiter: Callable[[], Waiter],
+        people: People,
+        find: Callable[[object, Callable[[], Any]], Adapter[Any] | None] = adapter_for,
     ) -> None:
         self.core = core
         self.name = name
+        self._find = find  # the adapter, by the first connection or the first exception
         self._signature = f" (pool {name!r})"
         self.adapter: Adapter[C] | None = None
         self._told = False  # that the server's own limit is shorter than ours
@@ -145,6 +159,12 @@ class Flows(Generic[C]):
         self._slept_before = slept()
         self._chance = chance
         self._waiter = waiter
+        self._people = people
+        self._throttle = Throttle()
+        self._told_blocking = False
+        self._diagnosis: tuple[PoolStats, tuple[Holder, ...], str] | None = None
+        self._diagnoses = 0  # made since ...
+        self._diagnosed_at = -inf
         self._connect: Callable[[], C] | None = None
         options = core.options
         self.look_after = upkeep.first_look(options.probe_after, options.ping_after, options.max_lifetime)
@@ -198,23 +218,32 @@ class Flows(Generic[C]):
         *timeout* is what the caller asked for, *deadline* the instant that follows from it.  A caller
         whose candidate turns out to be dead keeps its place in line.
         """
-        core = self.core
+        core, people = self.core, self._people
         began = self._clock()
         waiter = self._waiter()
+        waiter.owner, waiter.site, waiter.since = people.me(), people.here(), began
         entry, candidate = candidate, None
         try:
             if entry is not None:
+                entry.slot.validating = True
                 core.number(waiter)  # its place in line counts from now
+            if core.options.nested != "allow":
+                yield from self._look_for_nesting(waiter)
             while True:
                 if entry is None:
                     entry = yield from self._queued(waiter, began, timeout, deadline)
+                    entry.slot.validating = True
                 reason = yield from self._check(entry, deadline)
                 failure = None
                 if reason is None:
                     until = None if deadline is None else max(deadline, self._clock() + upkeep.ANSWER_GRACE)
                     failure = yield from self._hook(entry, Step.ON_ACQUIRE, core.options.on_acquire, until)
                     if failure is None:
+                        slot = entry.slot
+                        slot.code, slot.lasti = waiter.site or (None, 0)
                         entry.lent_at = self._clock()
+                        slot.validating = False
+                        slot.owner = waiter.owner
                         return entry
                     reason = Reason.HOOK
                 core.retire(entry, reason, self._clock())
@@ -243,7 +272,12 @@ class Flows(Generic[C]):
     def _again(self, waiter: Waiter) -> Waiter:
         """Return a new waiter with the place in line of another, whose outcome was no good."""
         twin = self._waiter()
-        twin.ticket = waiter.ticket
+        twin.ticket, twin.owner, twin.site, twin.since = (
+            waiter.ticket,
+            waiter.owner,
+            waiter.site,
+            waiter.since,
+        )
         return twin
 
     def _queued(
@@ -252,7 +286,7 @@ class Flows(Generic[C]):
         """Queue, and wait for an entry or for the reason why there is none."""
         core = self.core
         outcome = core.queue(waiter)
-        queued, looking = outcome is None, False
+        queued, looking, parked = outcome is None, False, False
         while outcome is None:
             if core.owes() or looking:
                 yield from self.follow_up(waiter, deadline)
@@ -260,6 +294,9 @@ class Flows(Generic[C]):
                 if deadline is not None and (self._clock() >= deadline or core.hopeless(deadline)):
                     outcome = core.leave(waiter, timed_out=True)
                     break
+                if not parked:
+                    parked = True
+                    yield from self._look_before_parking(waiter)
                 yield Park(waiter, deadline)
                 if waiter.outcome is None:
                     # The deadline, or one of the looks that a parked thread takes by itself.
@@ -271,9 +308,51 @@ class Flows(Generic[C]):
         if queued:
             core.waits.append(waited)
         if not isinstance(outcome, Entry):
-            self._refuse(outcome, waited, timeout)
+            self._refuse(outcome, waiter, waited, timeout)
         entry: Entry[C] = outcome
         return entry
+
+    def _look_before_parking(self, waiter: Waiter) -> Flow[None]:
+        """Raise if waiting is in vain, because everything is lent to those who wait."""
+        core, people = self.core, self._people
+        if not self._told_blocking and people.blocks():
+            self._told_blocking = True
+            site = self._where(waiter.site)
+            yield from self._tell(
+                "blocks_event_loop",
+                f"{site} had to wait for a connection in a thread that runs an event loop: all its tasks "
+                "wait with it; use AsyncConnectionPool, or a thread",
+                site=site,
+            )
+        borrows, _ = core.standoff(waiter)
+        if not borrows or not all(borrow.is_in(people) for borrow in borrows):
+            return
+        holders = self._holders(waiter)
+        if core.deadlocked(waiter) is not Refusal.LEFT:
+            return  # settled meanwhile
+        text = f"all {len(borrows)} connections are held by those who wait for another one"
+        yield from self._tell(
+            "deadlock", f"{text}:{diagnosis.in_one_line(holders)}", ERROR, sites=[h.site for h in holders]
+        )
+        hint = "borrow one connection at a time, pass it on, or raise max_size above the number of borrowers"
+        raise self._explained(PoolDeadlock, text, waiter, (self._snapshot(), holders, hint))
+
+    def _look_for_nesting(self, waiter: Waiter) -> Flow[None]:
+        """Tell of a borrower who asks for a second connection while he holds one, or refuse it."""
+        core, people = self.core, self._people
+        outer = next((held for held in core.held_by(waiter.owner) if held.is_in(people)), None)
+        if outer is None:
+            return
+        site, before = self._where(waiter.site), self._where(outer.site)
+        text = f"{site} asks for a second connection while {before} holds one"
+        if core.options.nested == "forbid":
+            raise self._error(PoolMisuse, f"{text}, and nested='forbid'")
+        lines = (outer.site, waiter.site)
+        if lines not in core.nestings and len(core.nestings) < _LINES:
+            core.nestings.add(lines)
+            yield from self._tell(
+                "nested", f"{text}: enough such borrowers at a time would deadlock", site=site, outer=before
+            )
 
     def _check(self, entry: Entry[C], deadline: float | None) -> Flow[Reason | None]:
         """Return why an entry must not be lent, or ``None``; the cheapest question comes first."""
@@ -303,7 +382,6 @@ class Flows(Generic[C]):
             return None
         left = None if deadline is None else deadline - now
         limit = upkeep.ping_limit(left, options.reset_timeout)
-        entry.slot.validating = True
         try:
             look = options.probe_after is not None and (fresh or suspect or idle >= options.probe_after)
             if look and not adapter.alive(entry.conn):
@@ -316,8 +394,6 @@ class Flows(Generic[C]):
         except Exception:
             # The count of discards tells; the caller gets another connection.
             return self._silence(now, limit)
-        finally:
-            entry.slot.validating = False
         if asked or (suspect and not ask):
             self._prove(entry, now)
         return None
@@ -349,13 +425,10 @@ class Flows(Generic[C]):
         limit = upkeep.answer_limit(
             None if deadline is None else deadline - now, self.core.options.reset_timeout
         )
-        entry.slot.validating = True
         try:
             yield Call(Step.READ_RESET, adapter.read_reset, entry.conn, entry.pending, limit)
         except Exception as exc:
             return self._silence(now, limit) if self._is_dead(exc, adapter) else Reason.RESET_FAILED
-        finally:
-            entry.slot.validating = False
         entry.pending = None
         self._prove(entry, entry.idle_since)  # when it was sent
         return _UNFIT.get(self._settled(entry, adapter), Reason.BROKEN)
@@ -392,7 +465,11 @@ class Flows(Generic[C]):
             complaint = None
             reason = yield from self._blame(entry, adapter, verdict, blamed)
             if reason is None:
+                began = self._clock()
                 reason, complaint = yield from self._reset(entry, adapter, verdict, blamed)
+                if verdict < Verdict.BROKEN and (self._steps or verdict != Verdict.CLEAN):
+                    failed = reason in _RESET_FAILED
+                    core.was_reset(self._clock() - began, steps=bool(self._steps), failed=failed)
         except BaseException:
             entry.holds.append(held)
             core.retire(entry, Reason.BROKEN, self._clock())
@@ -401,6 +478,9 @@ class Flows(Generic[C]):
         if reason is None and len(entry.holds) >= entry.batch:
             core.fold(entry)
             reason = entry.doomed
+        slot = entry.slot
+        overdue, slot.overdue, slot.orphaned = slot.overdue, False, False
+        slot.owner = None
         if reason is None:
             core.give(entry)
         else:
@@ -408,6 +488,8 @@ class Flows(Generic[C]):
         del entry
         if core.owes():
             yield from self.follow_up()
+        if overdue and held >= (core.options.warn_after or inf):
+            yield from self._tell_of_return(slot, held)
         if complaint is not None:
             if blamed is None:
                 failure = complaint
@@ -418,6 +500,12 @@ class Flows(Generic[C]):
                 raise failure
             finally:  # else the traceback and this frame would keep each other alive
                 failure = complaint = blamed = None
+
+    def _tell_of_return(self, slot: Slot, held: float) -> Flow[None]:
+        """Tell that a connection is back of which was told that it was held for long."""
+        site = self._where(None if slot.code is None else (slot.code, slot.lasti))
+        text = f"{site} has given its connection back after {held:.3g} s"
+        yield from self._tell("long_hold_over", text, INFO, site=site, held=held)
 
     def begin(self, slot: Slot, conn: C) -> Flow[None]:
         """Open a transaction for a borrower, within `reset_timeout`."""
@@ -550,7 +638,6 @@ class Flows(Generic[C]):
             reason = yield from self._tidy(entry, adapter, self._settled(entry, adapter), until)
             if reason is not None:
                 return reason, None
-        self.core.totals.resets += bool(steps)
         self._rest(entry, self._clock())
         return None, None
 
@@ -566,7 +653,7 @@ class Flows(Generic[C]):
         conn = entry.conn
         try:
             if verdict in _OPEN:
-                self.core.totals.rollbacks += 1
+                self.core.rolled_back()
                 sent = self._clock()
                 yield Call(Step.ROLLBACK, adapter.rollback, conn, self._left(until))
                 self._prove(entry, sent)
@@ -711,6 +798,7 @@ class Flows(Generic[C]):
                 if self._hurried(waiter, deadline):
                     return
             del entry  # the dial's from here on
+        yield from self._tell_notes()
         yield Watch(self.core.due(self._clock()))
 
     def _hurried(self, waiter: Waiter | None, deadline: float | None) -> bool:
@@ -724,6 +812,7 @@ class Flows(Generic[C]):
         for conn in self.core.overstayed(self._clock()):
             self._abort(conn)
         self.core.prune(self._clock())
+        yield from self._look_at_borrowers()
         while (entry := self.core.next_to_ping(self._clock())) is not None:
             if not (yield Start(self._keep_alive(entry))):
                 yield from self._keep_alive(entry)
@@ -738,7 +827,6 @@ class Flows(Generic[C]):
             if entry.pending is not None:
                 reason = yield from self._collect(entry, adapter, None)
             if reason is None:
-                entry.slot.validating = True
                 limit = core.options.reset_timeout
                 yield Call(Step.PING, adapter.ping, entry.conn, limit)
                 self._prove(entry, sent)
@@ -810,7 +898,9 @@ class Flows(Generic[C]):
         except BaseException as exc:
             failure = None  # else its traceback and this frame would keep each other alive
             _strip(exc)
-            core.dial_failed(entry, exc, fatal=self._is_fatal(exc), now=self._clock(), chance=self._chance())
+            fault = self._dial_fault(exc)
+            fatal = fault is Fault.AUTH or isinstance(exc, PoolMisuse)
+            core.dial_failed(entry, exc, fault=fault, fatal=fatal, now=self._clock(), chance=self._chance())
             if not isinstance(exc, Exception):
                 raise
 
@@ -878,9 +968,11 @@ class Flows(Generic[C]):
         entry.idle_limit = seconds * upkeep.SERVER_MARGIN
         if not self._told and (options.idle_timeout is None or options.idle_timeout > entry.idle_limit):
             self._told = True
-            yield Tell(
-                f"pool {self.name!r}: idle connections are closed after {entry.idle_limit:g} s in place of "
-                f"idle_timeout={options.idle_timeout!r}: their server ends them after {seconds:g} s"
+            yield from self._tell(
+                "server_limit",
+                f"idle connections are closed after {entry.idle_limit:g} s in place of "
+                f"idle_timeout={options.idle_timeout!r}: their server ends them after {seconds:g} s",
+                seconds=seconds,
             )
 
     def _close(self, slot: Slot) -> Flow[None]:
@@ -927,25 +1019,21 @@ class Flows(Generic[C]):
     def _decide(self, first: object) -> Adapter[C]:
         """Choose the adapter by the first connection."""
         assert self._connect is not None, "an adapter that was given is known from the beginning"
-        adapter = adapter_for(first, self._connect)
+        adapter = self._find(first, self._connect)
         assert adapter is not None, "only an exception can leave the driver unknown"
         self.adapter = adapter  # known from here on: what it refuses is closed by it
         return adapter
 
-    def _is_fatal(self, exc: BaseException) -> bool:
-        """Tell whether dialling again is pointless."""
-        if isinstance(exc, PoolMisuse):
-            return True
-        adapter = self.adapter
+    def _dial_fault(self, exc: BaseException) -> Fault:
+        """Return what kind of fault a failed dial is; it may be what names the driver."""
+        if not isinstance(exc, Exception) or isinstance(exc, PoolError):
+            return Fault.ORDINARY
         try:
-            if adapter is None and self._connect is not None:
-                adapter = adapter_for(exc, self._connect)
-                if adapter is not None:
-                    self.adapter = adapter
-            return adapter is not None and adapter.fault(exc, dialling=True) is Fault.AUTH
+            if self.adapter is None and self._connect is not None:
+                self.adapter = self._find(exc, self._connect)
         except Exception as error:
-            exc.add_note(f"and its adapter could not say what kind of fault that is: {error!r}")
-            return False
+            exc.add_note(f"and no adapter was found for it: {error!r}")
+        return Fault.ORDINARY if self.adapter is None else self._fault(exc, self.adapter, dialling=True)
 
     # -- the pool as a whole -------------------------------------------------------------------------
 
@@ -980,14 +1068,26 @@ class Flows(Generic[C]):
         if not cut or self._cut or self.adapter is None:
             return
         conns = core.lent()
+        holders = self._holders(None) if conns else ()
         for conn in conns:
             self._abort(conn)
         self._cut = True
         if conns:
-            yield Tell(
-                f"pool {self.name!r} was closed while {len(conns)} of its connections were still in use: "
-                "they were cut"
+            yield from self._tell(
+                "closed_in_use",
+                f"it was closed while {len(conns)} of its connections were still in use, which were cut:"
+                f"{diagnosis.in_one_line(holders)}",
+                sites=[holder.site for holder in holders],
             )
+
+    def cut(self) -> None:
+        """Close the pool at once, without a word to any server: nobody is left who could run a flow."""
+        core = self.core
+        core.shut()
+        while (slot := core.next_to_close(self._clock())) is not None:
+            if slot.conn is not None:
+                self._abort(slot.conn)
+            core.freed(slot)
 
     def evict(self, over: float = 0.0) -> Flow[None]:
         """Replace every connection: idle ones now, others when they return; or all within *over* seconds."""
@@ -1019,48 +1119,171 @@ class Flows(Generic[C]):
 
     # -- errors --------------------------------------------------------------------------------------
 
-    def _error(self, kind: type[PoolError], text: str) -> PoolError:
+    def _error(self, kind: type[PoolError], text: str, more: str = "") -> PoolError:
         """Make an error, of the class that is the driver's OperationalError too if there is one."""
         if self.adapter is not None:
             kind = self.adapter.errors.get(kind, kind)
-        return kind(text + self._signature)
+        return kind(text + self._signature + more)
 
-    def _because(self, error: BaseException | None) -> str:
-        """Return the first line of what the driver said; the rest is in the cause."""
-        if error is None:
-            return ""
-        # An error of ours, such as a refused standby's, names the pool; so will the one that this is for.
-        first = str(error).strip().partition("\n")[0].removesuffix(self._signature).strip()
-        return (
-            f"; last connect error: {type(error).__name__}: {first}" if first else f"; {type(error).__name__}"
-        )
-
-    def _refuse(self, outcome: object, waited: float, timeout: float | None) -> NoReturn:
+    def _refuse(self, outcome: object, waiter: Waiter, waited: float, timeout: float | None) -> NoReturn:
         """Raise the error that explains an outcome without an entry."""
         core = self.core
         if isinstance(outcome, PoolError):  # each caller gets its own: a traceback belongs to one thread
             raise type(outcome)(*outcome.args) from outcome
         if isinstance(outcome, BaseException):
-            raise self._error(PoolUnavailable, f"cannot connect{self._because(outcome)}") from outcome
+            core.refused()
+            text = f"cannot connect{self._because(outcome)}"
+            raise self._explained(PoolUnavailable, text, waiter) from outcome
         if outcome is Refusal.CLOSED:
-            raise self._error(PoolClosed, "no connection: the pool is closed")
+            raise self._explained(PoolClosed, "no connection: the pool is closed", waiter)
         if outcome is Refusal.OVERLOADED:
-            most = core.options.max_waiting
-            raise self._error(
-                PoolOverloaded, f"no connection: max_waiting={most} callers wait; {core.brief()}"
-            )
+            text = f"no connection: max_waiting={core.options.max_waiting} callers wait; {core.brief()}"
+            raise self._explained(PoolOverloaded, text, waiter)
         error = core.last_error
         if core.available() or core.suspended or timeout == 0:
             text = f"no connection {_within(timeout, waited)}: {core.brief()}{self._because(error)}"
-            raise self._error(PoolTimeout, text) from error
+            raise self._explained(PoolTimeout, text, waiter) from error
         doing = "" if error else f", dialling for {waited:.1f} s"
         text = f"no connection {_within(timeout, waited)}: none is open{doing}{self._because(error)}"
-        raise self._error(PoolUnavailable, text) from error
+        raise self._explained(PoolUnavailable, text, waiter) from error
+
+    def _because(self, error: BaseException | None) -> str:
+        """Return the last connect error as a part of a message; empty if there is none."""
+        if error is None:
+            return ""
+        core = self.core
+        age = self._clock() - core.failed_at if error is core.last_error else 0.0
+        return f"; last connect error{f' {age:.2g} s ago' if age >= 1 else ''}: {self._said(error)}"
+
+    def _said(self, error: BaseException) -> str:
+        """Return the first line of what the driver said; the rest is in the cause."""
+        # An error of ours, such as a refused standby's, names the pool; so will the one that this is for.
+        first = str(error).strip().partition("\n")[0].removesuffix(self._signature).strip()
+        return type(error).__name__ + (f": {first}" if first else "")
+
+    # -- what is told --------------------------------------------------------------------------------
+
+    def _tell(self, name: str, text: str, level: int = WARNING, **fields: object) -> Flow[None]:
+        """Tell the operator, unless he was told too often of the same."""
+        # Each leak has a line of its own, and costs a dial, which keeps them few.
+        left_out = 0 if name == "leak" else self._throttle.passes(name, self._clock())
+        if left_out is None:
+            return
+        if left_out:
+            text, fields["left_out"] = f"{text} (and {left_out} such events before)", left_out
+        yield Tell(Event(name, self.name, f"pool {self.name!r}: {text}", level, fields))
+
+    def _tell_notes(self) -> Flow[None]:
+        """Tell what transitions have noted."""
+        core = self.core
+        while True:
+            try:
+                name, what = core.notes.popleft()
+            except IndexError:
+                return
+            if name == "dial_failed":
+                assert isinstance(what, BaseException)
+                fault = core.last_fault or Fault.ORDINARY
+                text = f"a connection could not be opened: {self._said(what)}"
+                yield from self._tell(name, text, error=type(what).__name__, fault=fault.value)
+            elif name == "dial_recovered":
+                seconds = self._clock() - core.failing_since
+                text = f"connections can be opened again, after {what} failures in {seconds:.2g} s"
+                yield from self._tell(name, text, INFO, failures=what, seconds=seconds)
+            elif name == "session_lost":
+                text = f"a session was lost ({what}): each idle connection is looked at before it is lent"
+                yield from self._tell(name, text, reason=str(what))
+            else:
+                where = self._where(cast("Site", what))
+                text = f"a connection borrowed by {where} was lost without being given back: it is closed"
+                yield from self._tell(name, text, site=where)
+
+    def _look_at_borrowers(self) -> Flow[None]:
+        """Tell of what is held for long, and of borrowers that have ended."""
+        core, now, warn_after = self.core, self._clock(), self.core.options.warn_after
+        if warn_after is None:
+            return
+        for borrow in core.overdue(now - warn_after):
+            site, held = self._where(borrow.site), now - borrow.since
+            who = self._people.name(borrow.owner) or "a thread that has ended"
+            text = f"{site} in {who} has held a connection for {held:.3g} s"
+            yield from self._tell("long_hold", text, site=site, held=held, holder=who)
+        for borrow in core.borrows():
+            if not borrow.slot.orphaned and self._people.name(borrow.owner) is None:
+                borrow.slot.orphaned = True
+                site, held = self._where(borrow.site), now - borrow.since
+                text = f"the thread that borrowed at {site} ended without giving back; it had {held:.3g} s"
+                yield from self._tell("thread_ended", text, site=site, held=held)
+
+    def _where(self, site: Site | None) -> str:
+        return "somebody" if site is None else self._people.where(site)
+
+    def _holders(self, waiter: Waiter | None) -> tuple[Holder, ...]:
+        """Return who has the connections; *waiter* is one who asks, and may be one of them."""
+        people, now = self._people, self._clock()
+        asked = self.core.asked()
+        if waiter is not None:
+            asked[waiter.owner] = waiter.site
+        found = []
+        for borrow in self.core.borrows():
+            name = people.name(borrow.owner)
+            waits = borrow.owner in asked and borrow.is_in(people)
+            found.append(
+                Holder(
+                    now - borrow.since,
+                    name or "a thread",
+                    self._where(borrow.site),
+                    self._where(asked[borrow.owner]) if waits else None,
+                    name is None,
+                    partial(people.stack, borrow.owner),
+                )
+            )
+        return tuple(found)
+
+    def _snapshot(self) -> PoolStats:
+        return self.core.snapshot(self.name, self._clock())
+
+    def _explained(
+        self,
+        kind: type[PoolError],
+        text: str,
+        waiter: Waiter,
+        found: tuple[PoolStats, tuple[Holder, ...], str] | None = None,
+    ) -> PoolError:
+        """Make an error that says who has the connections, and what that means."""
+        now = self._clock()
+        if found is None:
+            # Where many fail at once, they share what was found for the first of them.
+            if now - self._diagnosed_at >= _SHARED:
+                self._diagnosed_at, self._diagnoses = now, 0
+            self._diagnoses += 1
+            found = self._diagnosis
+            if found is None or self._diagnoses <= _ALONE:
+                stats, holders = self._snapshot(), self._holders(waiter)
+                suspended, fault = self.core.suspended, self.core.last_fault
+                found = (stats, holders, diagnosis.hint(stats, holders, suspended=suspended, fault=fault))
+                self._diagnosis = found
+        stats, holders, hint = found
+        error = self._error(kind, text, diagnosis.described(holders) + (f"\n{hint}" if hint else ""))
+        error.stats, error.holders, error.hint, error.waited = stats, holders, hint, now - waiter.since
+        return error
 
 
 def _is_adapter(source: object) -> TypeGuard[Adapter[Any]]:
     return hasattr(source, "verdict") and not isinstance(source, type)
 
+
+_RESET_FAILED: Final = (Reason.DEAD, Reason.RESET_FAILED, Reason.HOOK, Reason.BROKEN)
+"""Why a connection does not come through its reset."""
+
+_SHARED: Final = 0.1
+"""Seconds for which a diagnosis is good enough for others ..."""
+
+_ALONE: Final = 10
+"""... after so many have made their own."""
+
+_LINES: Final = 100
+"""Pairs of lines of which is told that one borrows inside the other."""
 
 _NOT_OURS: Final = (Reason.DETACHED, Reason.INHERITED)
 

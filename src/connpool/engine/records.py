@@ -7,13 +7,43 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import Generic, TypeVar
+from types import CodeType
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from .stats import Reason
+from ..stats import Reason
 
 C = TypeVar("C")
+
+Site: TypeAlias = tuple[CodeType, int]
+"""A place in the user's code: a code object, and the instruction that called us."""
+
+
+class People(Protocol):
+    """What a runtime knows of those who borrow: threads, tasks."""
+
+    def me(self) -> object:
+        """Return what stands for the present borrower; equal for the same one, and keeping nothing alive."""
+
+    def here(self) -> Site | None:
+        """Return his place in his own code."""
+
+    def name(self, owner: object) -> str | None:
+        """Return what a borrower is called; ``None`` if he has ended."""
+
+    def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
+        """Tell whether a borrower is for certain inside the block that he borrowed for."""
+
+    def stack(self, owner: object) -> str:
+        """Return what a borrower is doing, as a traceback."""
+
+    def where(self, site: Site) -> str:
+        """Return a place as people write it."""
+
+    def blocks(self) -> bool:
+        """Tell whether the present borrower, if he has to wait, holds up others who do not wait for him."""
 
 
 class Refusal(Enum):
@@ -27,13 +57,16 @@ class Refusal(Enum):
 class Waiter:
     """A place in the queue.  A runtime adds how its caller sleeps."""
 
-    __slots__ = ("outcome", "ticket", "wake")
+    __slots__ = ("outcome", "owner", "since", "site", "ticket", "wake")
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.ticket: int | None = None
         # An Entry, a Refusal, or the exception of the dial that failed everybody; None while open.
         self.outcome: object = None
+        self.owner: object = None  # whose place it is, as `People` call him
+        self.site: Site | None = None  # where he asked
+        self.since = 0.0
 
 
 class Ref(weakref.ref["object"]):
@@ -52,11 +85,16 @@ class Slot:
 
     __slots__ = (
         "bare",
+        "code",
         "conn",
         "conn_ref",
         "entry_ref",
         "holds",
+        "lasti",
         "opened",
+        "orphaned",
+        "overdue",
+        "owner",
         "reason",
         "until",
         "uses",
@@ -73,7 +111,13 @@ class Slot:
         self.until = inf  # opening and closing end here at the latest
         self.opened = False
         self.reason = Reason.BROKEN  # why it is closing, if it is
-        self.validating = False
+        self.validating = False  # nobody has it, and it is not idle: it is being looked at, or handed over
+        # Who was lent it last: the code and the instruction of his call, and what `People` call him.
+        self.code: CodeType | None = None
+        self.lasti = 0
+        self.owner: object = None  # None: nobody has it
+        self.overdue = False  # the operator was told that it is held for long ...
+        self.orphaned = False  # ... or that whoever borrowed it has ended
 
     def known(self) -> object:
         """Return the connection, also while only its borrower keeps it alive; ``None`` if there is none."""
@@ -128,6 +172,21 @@ class Entry(Generic[C]):
     def heard_at(self) -> float:
         """Return when its server was last heard of, or its borrower left it: it counts as idle since."""
         return max(self.idle_since, self.proven_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """A connection that somebody has."""
+
+    slot: Slot
+    owner: object
+    site: Site | None
+    since: float
+    bare: bool
+
+    def is_in(self, people: People) -> bool:
+        """Tell whether its borrower is for certain inside his ``with`` block."""
+        return not self.bare and self.site is not None and people.stands(self.owner, *self.site)
 
 
 class Watcher:

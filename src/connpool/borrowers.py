@@ -1,0 +1,109 @@
+"""Who has a connection: the line of the user's own code, and what its thread is doing now.
+
+A borrow notes the code and the instruction of its caller, which is cheap and keeps nothing alive, and its
+thread.  All else is found when somebody asks: which line that is, what the thread is called, whether it is
+still inside that block.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType, FrameType
+
+_THROUGH = frozenset(
+    [
+        *("connpool", "contextlib", "asyncio", "concurrent", "threading"),
+        *("psycopg", "psycopg2", "pymysql", "MySQLdb", "sqlite3"),
+        *("aiomysql", "aiosqlite", "asyncmy", "asyncpg"),
+        *("anyio", "django", "fastapi", "flask_sqlalchemy", "sqlalchemy", "starlette"),
+    ]
+)
+"""Packages whose frames are looked through: who uses them is whose line is wanted."""
+
+
+def caller(frame: FrameType | None) -> FrameType | None:
+    """Return the nearest frame of the user's own code, from *frame* outwards; ``None`` if there is none."""
+    while frame is not None and _top(frame) in _THROUGH:
+        frame = frame.f_back
+    return frame
+
+
+def _top(frame: FrameType) -> str:
+    return (frame.f_globals.get("__name__") or "").partition(".")[0]
+
+
+def line(code: CodeType, lasti: int) -> int:
+    """Return the number of the line that an instruction belongs to."""
+    for start, end, number in code.co_lines():
+        if start <= lasti < end and number is not None:
+            return number
+    return code.co_firstlineno
+
+
+def where(code: CodeType, lasti: int) -> str:
+    """Return a place in the code as people write it: ``app/views.py:41``."""
+    return f"{_short(code.co_filename)}:{line(code, lasti)}"
+
+
+@cache
+def _short(path: str) -> str:
+    """Return a path relative to the directory that modules are imported from, as far as it is in one."""
+    roots = (os.path.join(os.path.abspath(root), "") for root in (*sys.path, os.curdir))  # noqa: PTH100, PTH118 -- text
+    longest = max((root for root in roots if path.startswith(root)), key=len, default="")
+    return path[len(longest) :].replace("\\", "/")
+
+
+class Threads:
+    """The borrowers of a `ConnectionPool`."""
+
+    def me(self) -> object:
+        """Return what stands for the present borrower."""
+        return threading.get_ident()  # looked up at use: gevent replaces it
+
+    def here(self) -> tuple[CodeType, int] | None:
+        """Return the present borrower's place in his own code."""
+        frame = caller(sys._getframe(1))
+        return frame and (frame.f_code, frame.f_lasti)
+
+    def name(self, owner: object) -> str | None:
+        """Return what a borrower is called; ``None`` if it has ended."""
+        for thread in threading.enumerate():
+            if thread.ident == owner:
+                return thread.name
+        return f"thread {owner}" if owner in sys._current_frames() else None
+
+    def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
+        """Tell whether a borrower is inside the block that it borrowed for.
+
+        A frame of that code is, if it has gone on since.  A generator that is suspended in its block is
+        not: somebody else may be the one to resume it.
+        """
+        return any(frame.f_code is code and frame.f_lasti != lasti for frame in self._frames(owner))
+
+    def stack(self, owner: object) -> str:
+        """Return a borrower's stack at this moment, as a traceback shows it; empty if it has ended."""
+        frame = caller(next(self._frames(owner), None))
+        return "".join(traceback.format_stack(frame)) if frame else ""
+
+    def where(self, site: tuple[CodeType, int]) -> str:
+        """Return a place as people write it."""
+        return where(*site)
+
+    def blocks(self) -> bool:
+        """Tell whether an event loop runs in this thread: all its tasks wait when the thread does."""
+        asyncio = sys.modules.get("asyncio")
+        return asyncio is not None and asyncio._get_running_loop() is not None
+
+    def _frames(self, owner: object) -> Iterator[FrameType]:
+        frame = sys._current_frames().get(owner)  # type: ignore[call-overload] # a thread's identity
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+
+
+threads = Threads()
