@@ -21,8 +21,9 @@ they do not show, so a new connection's are doubtful.
 *Threads.*  aiomysql's finalizer calls the loop from whatever thread collects garbage, and fails when the
 loop is closed; the pooled class has one that does not.
 
-asyncmy, the other driver for asyncio, has no adapter: its state is in C since 0.2.12, and what is not to be
-seen cannot be proven.
+asyncmy, the other driver for asyncio, has no adapter.  Since its rewrite of 2026 (0.2.12) it reads results
+in C, past the methods where the flags of a result would be looked at, and keeps the flags in a C integer,
+which can carry no doubt.  And it leaves a connection open whose packets are out of order.
 """
 
 from __future__ import annotations
