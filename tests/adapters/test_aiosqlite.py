@@ -165,6 +165,35 @@ def test_a_step_that_waits_for_the_thread_keeps_its_limit(lent: Lent) -> None:
     run(wait())
 
 
+def test_what_a_cancelled_dial_has_opened_is_closed(tmp_path: Path) -> None:
+    events: list[str] = []
+    go_on = threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            go_on.wait(SOON)
+            super().__init__(*args, **kwargs)
+            events.append("opened")
+
+        def close(self) -> None:
+            super().close()
+            events.append("closed")
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(AiosqliteAdapter(tmp_path / "app.db", factory=Slow).connect(LIMIT))
+        await asyncio.wait([task], timeout=0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        workers = [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+        go_on.set()
+        for worker in workers:
+            worker.join(SOON)
+
+    run(cancel())
+    assert events == ["opened", "closed"]
+
+
 def test_a_connection_that_only_its_thread_may_look_at_is_refused(tmp_path: Path) -> None:
     async def adopt() -> None:
         adapter = AiosqliteAdapter.around(lambda: aiosqlite.connect(tmp_path / "app.db"))
