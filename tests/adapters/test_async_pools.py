@@ -40,18 +40,28 @@ def harness(request: pytest.FixtureRequest) -> AsyncHarness:
 
 
 class TestCancelledBorrowers:
-    def test_the_next_borrower_never_gets_a_cancelled_ones_rows(self, harness: AsyncHarness) -> None:
+    @pytest.mark.parametrize("reset", ["rollback", "full"])
+    def test_the_next_borrower_gets_neither_rows_nor_a_transaction_of_a_cancelled_one(
+        self, harness: AsyncHarness, reset: str
+    ) -> None:
         rng = random.Random(4711)
-        served, cancelled = [], []
+        table = f"{harness.table}_{type(harness).__name__}_{reset}"
+        finished: set[int] = set()  # their bodies; what comes after may have been cancelled
+        served: set[int] = set()
+        cancelled = []
 
         async def borrow(pool: AsyncConnectionPool[Any], number: int) -> None:
-            async with pool.connection(timeout=30) as conn:
+            async with pool.transaction(timeout=30) as conn:
+                await harness.arun(conn, f"INSERT INTO {table} VALUES ({number})")
                 for own in (number, number + 1_000_000):
                     assert await harness.arun(conn, f"SELECT {own}") == [(own,)]
-            served.append(number)
+                finished.add(number)
+            served.add(number)
 
         async def main() -> None:
-            async with AsyncConnectionPool(harness.aadapter(), max_size=MAX_SIZE) as pool:
+            async with AsyncConnectionPool(harness.aadapter(), max_size=MAX_SIZE, reset=reset) as pool:
+                async with pool.connection() as conn:
+                    await harness.arun(conn, f"CREATE TABLE {table} (a INTEGER)")
                 tasks = [asyncio.ensure_future(borrow(pool, number)) for number in range(BORROWERS)]
                 while any(not task.done() for task in tasks):
                     victims = [task for task in tasks if not task.done()][: 2 * MAX_SIZE]
@@ -67,7 +77,8 @@ class TestCancelledBorrowers:
                 assert stats.in_use == 0
                 assert stats.size <= MAX_SIZE
                 async with pool.connection() as conn:
-                    await borrow(pool, 1)
+                    committed = {a for (a,) in await harness.arun(conn, f"SELECT a FROM {table}")}
+                    assert served <= committed <= finished
                     assert len(await harness.arun(conn, harness.census)) < MAX_SIZE
 
         asyncio.run(asyncio.wait_for(main(), 60))
