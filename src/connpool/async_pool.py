@@ -74,7 +74,8 @@ class Lease(Generic[C]):
             slot.code = frame.f_code
             slot.lasti = frame.f_lasti
             task = current_task()
-            slot.owner = NO_TASK if task is None else ref(task)
+            slot.owner = owner = NO_TASK if task is None else ref(task)
+            hash(owner)  # kept in it: of a task that is gone it could not be asked any more
             return entry.conn
         return await pool._enter(self, entry)
 

@@ -17,6 +17,7 @@ import weakref
 from asyncio import AbstractEventLoop, Future, Task, TimerHandle, _get_running_loop
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import Context, copy_context
+from functools import partial
 from math import inf
 from traceback import StackSummary, format_list
 from types import CodeType, FrameType
@@ -93,7 +94,11 @@ class Tasks:
     def me(self) -> object:
         """Return what stands for the running task, and does not keep it alive."""
         task = asyncio.current_task()
-        return NO_TASK if task is None else weakref.ref(task)
+        if task is None:
+            return NO_TASK
+        owner = weakref.ref(task)
+        hash(owner)  # kept in it: of a task that is gone it could not be asked any more
+        return owner
 
     def here(self) -> Site | None:
         """Return its place in the user's code."""
@@ -236,7 +241,15 @@ class TaskRunner:
             operation = flow.send(None)
         except StopIteration:
             return None
-        return self._own(self.run(flow, operation), context)
+        task = self._own(self.run(flow, operation), context)
+        task.add_done_callback(partial(self._close, flow))
+        return task
+
+    def _close(self, flow: Flow[Any], task: Task[Any]) -> None:
+        """Let a flow clean up whose task was cancelled before it began."""
+        if task.cancelled():
+            flow.close()
+            self.follow_up()
 
     async def finish(self, flow: Flow[None]) -> None:
         """Run a flow to its end, also if this task is cancelled meanwhile: it does not wait then."""

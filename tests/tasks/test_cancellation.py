@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from connpool import PoolClosed, PoolTimeout
-from connpool.testing import FakeConnection, FakeServer, Step
+from connpool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from connpool.testing import AsyncFakeAdapter, FakeConnection, FakeServer, Step
 from tasks.stage import Pool, Strike, assert_sound, make_pool, pass_by, play, settle, spare_me
 
 Scene = Callable[[Pool], Coroutine[Any, Any, object]]
@@ -128,6 +128,8 @@ def test_cancelled_at_every_step_it_leaves_as_cancelled_and_nothing_behind(scene
         else:
             assert not strike.struck, "the cancellation was swallowed"
         spare_me()
+        await settle()
+        assert not pool._core.debris, "what was discarded waits for somebody to come by"
         await assert_sound(pool, server)
         await pool.close()
         assert pool.stats().size == 0
@@ -301,6 +303,45 @@ def test_closing_cuts_what_is_not_given_back_and_cancels_a_dial_that_hangs() -> 
         await asyncio.wait_for(pool.close(0.01), 2.0)
         assert conn.closed
         assert not pool._runner._tasks
+
+    play(main)
+
+
+def test_closing_without_waiting_says_goodbye_to_what_is_idle() -> None:
+    aborted = []
+
+    class Rude(AsyncFakeAdapter):
+        def abort(self, conn: FakeConnection) -> None:
+            aborted.append(conn)
+            super().abort(conn)
+
+    async def main() -> None:
+        server = FakeServer(latency={Step.CLOSE: 0.02})
+        pool = AsyncConnectionPool(Rude(server))
+        await borrow(pool)
+        await pool.close(0)
+        assert not server.sessions
+        assert not aborted
+
+    play(main)
+
+
+def test_tasks_of_the_pools_that_are_cancelled_before_they_begin_leave_nothing_open() -> None:
+    async def main() -> None:
+        server = FakeServer()
+        async with make_pool(server) as pool:
+            async with pool.connection() as conn:
+                pass
+            await settle()
+            pool.evict()
+            await asyncio.sleep(0)  # tasks that are to close it and to open another have been made ...
+            tasks = list(pool._runner._tasks)
+            for task in tasks:
+                task.cancel()  # ... and all are cancelled now; who keeps them must not matter
+            await settle()
+            assert conn.closed
+            await assert_sound(pool, server)
+            assert tasks
 
     play(main)
 

@@ -126,10 +126,12 @@ def test_a_pool_that_nobody_has_any_more_closes_its_idle_connections() -> None:
         async with pool.connection() as conn:
             pass
         await settle()
-        gone = weakref.ref(pool)
+        gone, runner = weakref.ref(pool), pool._runner
+        assert runner._timer is not None
         del pool
         gc.collect()
         assert gone() is None
+        assert runner._timer is None
         assert conn.closed
 
     play(main)

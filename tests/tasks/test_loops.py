@@ -101,24 +101,20 @@ def test_a_second_loop_that_runs_at_the_same_time_is_refused_at_once() -> None:
 
 def test_eviction_bounds_and_resumption_may_come_from_any_thread() -> None:
     async def main() -> None:
+        asyncio.get_running_loop().set_debug(True)  # it refuses what another thread must not do
         server = FakeServer()
         async with make_pool(server, max_size=1) as pool:
             first = await borrow(pool)
             pool.suspend()
             waiting = asyncio.create_task(pool.acquire())
             await pass_by()
-
-            def from_outside() -> None:
-                pool.evict()
-                pool.resize(max_size=2)
-                pool.resume()
-
-            await asyncio.to_thread(from_outside)
-            async with asyncio.timeout(5):
-                conn = await waiting
-            assert conn is not first
+            await asyncio.to_thread(pool.resume)  # hands an idle connection over
+            assert await waiting is first
+            await pool.release(first)
+            await asyncio.to_thread(pool.evict)
+            await asyncio.to_thread(pool.resize, max_size=2)
+            await settle()
             assert first.closed
-            await pool.release(conn)
             await assert_sound(pool, server)
 
     play(main)
