@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import weakref
-from asyncio import AbstractEventLoop, _get_running_loop, current_task
+from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
@@ -31,7 +31,7 @@ from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .pool import _numbers
 from .reset import Policy
 from .stats import PoolStats
-from .tasks import NO_TASK, TaskRunner, TaskWaiter, tasks
+from .tasks import NO_TASK, TaskRunner, TaskWaiter, task_of, tasks
 from .threads import clock, slept
 
 C = TypeVar("C")
@@ -71,7 +71,7 @@ class Lease(Generic[C]):
             frame = _getframe(1)
             slot.code = frame.f_code
             slot.lasti = frame.f_lasti
-            task = current_task()
+            task = task_of(pool._loop)
             slot.owner = owner = NO_TASK if task is None else ref(task)
             hash(owner)  # kept in it: of a task that is gone it could not be asked any more
             return entry.conn
