@@ -306,7 +306,6 @@ _ASYNC_DRIVERS: dict[str, str] = {
     "psycopg": "connpool.adapters.psycopg_async:AsyncPsycopgAdapter",
     "asyncpg": "connpool.adapters.asyncpg:AsyncpgAdapter",
     "aiomysql": "connpool.adapters.aiomysql:AiomysqlAdapter",
-    "asyncmy": "connpool.adapters.asyncmy:AsyncmyAdapter",
     "aiosqlite": "connpool.adapters.aiosqlite:AiosqliteAdapter",
 }
 _ASYNC_SCHEMES: dict[str, str] = {

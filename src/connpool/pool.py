@@ -16,8 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
 from .adapter import Adapter, Credentials, adapter_for_url
+from .advice import Advice, advise
 from .borrowers import threads
 from .deadlines import earliest, limits
+from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
@@ -536,6 +538,26 @@ class ConnectionPool(Generic[C]):
         """Return a consistent snapshot of all figures."""
         dedicated = 0 if self._apart is None else self._apart.stats().size
         return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
+
+    def describe(self) -> Description:
+        """Return what the pool is: options, adapter, the server's limits, all that it says to the server.
+
+        As text, with ``print(pool.describe())``, it is what a question about a pool should come with.
+        """
+        return describe(self.name, self._core, self._flows.adapter, self._source)
+
+    def advise(self, since: PoolStats | None = None) -> Advice:
+        """Say what size the recorded figures ask for, and whether another size would help at all.
+
+        Little's law on the time that connections were held and waited for.  It looks at the time since
+        *since*, an earlier snapshot, such as one from before the busy hour; an idle night would thin
+        the average out.
+
+        Args:
+            since: An earlier result of `stats`.  ``None``: from the first acquire on.
+        """
+        snapshot = self._core.snapshot(self.name, clock())
+        return advise(snapshot, since, self._flows.holders())
 
     def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: callers that wait fail at once, idle connections are closed, lent ones awaited.

@@ -205,6 +205,8 @@ class PoolStats:
 
     name: str
     """The pool's name."""
+    age: float
+    """Seconds since the first dial began: what the counters are about."""
     max_size: int
     """The most connections there may be."""
     size: int

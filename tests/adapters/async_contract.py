@@ -160,6 +160,12 @@ class AsyncHarness(Harness):
     async def acommit(self, conn: Any) -> None:
         await conn.commit()
 
+    def sessions(self, lent: Lent) -> list[Any]:
+        """Return what there is of other sessions in the harness's database."""
+        found = self.run(lent.conn, self.census)
+        lent.adapter.rollback(lent.conn, LIMIT)
+        return found
+
     # -- for the contract
 
     def slow(self, conn: Any) -> None:
@@ -278,10 +284,17 @@ class AsyncAdapterContract(AdapterContract):
         if adapter.verdict(conn, baseline) not in FINISHED:
             assert await harness.arun(conn, "SELECT 4711") == [(4711,)]
 
-    @pytest.mark.parametrize("step", STEPS)
-    @pytest.mark.parametrize("state", ["clean", "dirty"])
+    @pytest.mark.parametrize(
+        ("state", "step"),
+        [
+            (state, step)
+            for state in ("clean", "dirty")
+            for step in STEPS
+            if (state, step) != ("dirty", "begin")
+        ],
+    )
     def test_a_step_cancelled_anywhere_leaves_no_answer_for_the_next(
-        self, harness: AsyncHarness, table: Callable[[], list[int]], step: str, state: str
+        self, harness: AsyncHarness, table: Callable[[], list[int]], state: str, step: str
     ) -> None:
         async def scenario() -> None:
             for k in count(1):
@@ -290,7 +303,7 @@ class AsyncAdapterContract(AdapterContract):
                         await adapter.begin(conn)
                         await harness.arun(conn, f"INSERT INTO {harness.table} VALUES (1)")
                     if not await cancelled_at(k, STEPS[step](adapter, conn, baseline)):
-                        assert step in ("restore", "close") or k > 1, "it never waited"
+                        assert k > 1 or step != "ping", "it never waited"
                         return
                     await self.is_told_true(harness, adapter, conn, baseline)
 
@@ -352,7 +365,7 @@ class AsyncAdapterContract(AdapterContract):
         async def scenario() -> None:
             async with self.opened(harness) as (adapter, conn, baseline):
                 task = asyncio.ensure_future(harness.aslow(conn))
-                await asyncio.sleep(0.1)
+                await asyncio.wait([task], timeout=0.1)
                 assert adapter.verdict(conn, baseline) is Verdict.BROKEN, "a task is inside"
                 task.cancel()
                 await asyncio.wait([task], timeout=SOON)
@@ -369,7 +382,7 @@ class AsyncAdapterContract(AdapterContract):
             baseline = adapter.adopt(conn)
             swallow()
             task = asyncio.ensure_future(adapter.ping(conn, None))
-            await asyncio.sleep(0.1)
+            await asyncio.wait([task], timeout=0.1)
             began = monotonic()
             task.cancel()
             await asyncio.wait([task], timeout=SOON)
@@ -387,7 +400,7 @@ class AsyncAdapterContract(AdapterContract):
         self, harness: AsyncHarness, lent: Lent, where: str
     ) -> None:
         """Finalizers call it, and they run anywhere."""
-        before = len(self.sessions(harness, lent))
+        before = len(harness.sessions(lent))
 
         async def open_and_adopt() -> tuple[Any, object]:
             conn = await adapter.connect(LIMIT)
@@ -410,13 +423,13 @@ class AsyncAdapterContract(AdapterContract):
                 adapter.abort(conn)
         assert adapter.verdict(conn, baseline) in FINISHED
         until = monotonic() + SOON
-        while len(self.sessions(harness, lent)) > before:
+        while len(harness.sessions(lent)) > before:
             assert monotonic() < until, "the session lives on"
 
     def test_a_connection_that_nobody_refers_to_gives_up_its_session(
         self, harness: AsyncHarness, lent: Lent
     ) -> None:
-        before = len(self.sessions(harness, lent))
+        before = len(harness.sessions(lent))
         adapter = harness.aadapter()
 
         async def lose() -> None:
@@ -427,13 +440,6 @@ class AsyncAdapterContract(AdapterContract):
             warnings.simplefilter("ignore", ResourceWarning)  # the drivers', some of which give one
             run(lose())
             until = monotonic() + SOON
-            while len(self.sessions(harness, lent)) > before:
+            while len(harness.sessions(lent)) > before:
                 gc.collect()
                 assert monotonic() < until, "the session lives on"
-
-    @staticmethod
-    def sessions(harness: AsyncHarness, lent: Lent) -> list[Any]:
-        """Return what the server has of sessions in the harness's database."""
-        found = harness.run(lent.conn, harness.census)
-        lent.adapter.rollback(lent.conn, LIMIT)
-        return found

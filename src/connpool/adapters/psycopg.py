@@ -83,6 +83,7 @@ from connpool.adapters.postgresql import (
     IDLE_LIMIT,
     READ_ONLY,
     RESETS,
+    SAYS,
     fault_of,
     one_by_one,
     reset_message,
@@ -693,6 +694,10 @@ class Psycopg(Generic[B]):
     name: str = "psycopg"
     bounded: bool = True
     sees_transactions: bool = True
+    says: Mapping[str, str] = {
+        **SAYS,
+        "rollback": "ROLLBACK, and DEALLOCATE ALL if psycopg has prepared statements",
+    }
     parts: Collection[Part] = frozenset((*EVERYTHING, *RESETS))
     errors: Mapping[type[PoolError], type[PoolError]] = {
         PoolTimeout: PsycopgPoolTimeout,

@@ -54,9 +54,11 @@ import re
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from enum import Enum
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast, overload
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pymysql import err
@@ -92,6 +94,7 @@ __all__ = [
 C = TypeVar("C", bound="Connection[Any]")
 C2 = TypeVar("C2", bound="Connection[Any]")
 K = TypeVar("K", bound="Cursor")
+T = TypeVar("T")
 
 
 # -- the pool's errors, as this driver's --------------------------------------------------------------
@@ -473,11 +476,41 @@ _CHANGED_IN_MARIADB = (
 _FOLLOWING = ("autocommit", "character_set_connection", "character_set_database", "collation_database")
 
 
+Rows: TypeAlias = list[list[str | None]]
+
+Questions: TypeAlias = Generator[str, Rows, T]
+"""Something that asks the server: it yields statements, and is sent their rows."""
+
+
+def _answered(questions: Questions[T], ask: Callable[[str], Rows]) -> T:
+    try:
+        question = next(questions)
+        while True:
+            question = questions.send(ask(question))
+    except StopIteration as end:
+        return cast("T", end.value)
+
+
 class _Memory:
     """What COM_RESET_CONNECTION loses, as it was at connect."""
 
-    def __init__(self, wire: Any) -> None:
-        """Ask the server."""
+    _database: str | None
+    _first_database: str | bytes | None
+    _init_command: str | None
+    _role: str | None
+    """As SET ROLE wants it."""
+    _names: list[str]
+    _variables: list[str]
+    _charset: tuple[str, str | None]
+    _decoders: dict[Any, Any]
+    _encoders: dict[Any, Any]
+    _use_unicode: bool
+    _max_allowed_packet: int | None
+
+    @classmethod
+    def asked(cls, wire: Any) -> Questions[_Memory]:
+        """Ask the server: yield each question, and be sent its rows."""
+        self = cls()
         version = wire.server_version
         mariadb = "MariaDB" in version
         # MySQL 8 has renamed the one, and has roles.
@@ -489,9 +522,9 @@ class _Memory:
         asked = ["DATABASE()", *(f"@@{name}" for name in (*_NAMES, *variables))]
         if mariadb or modern:
             asked.append("CURRENT_ROLE()")
-        ((self._database, *values),) = _ask(wire, f"SELECT {', '.join(asked)}")
+        ((self._database, *values),) = yield f"SELECT {', '.join(asked)}"
 
-        self._role: str | None = None  # as SET ROLE wants it
+        self._role = None
         if modern:
             self._role = values.pop()  # "NONE", or a list of names in quotes
         elif mariadb:
@@ -501,26 +534,28 @@ class _Memory:
         pairs = list(zip((*_NAMES, *variables), values, strict=True))
         if mariadb:
             known = {*_NAMES, *variables, *_FOLLOWING}
-            changed = [(str(name).lower(), value) for name, value in _ask(wire, _CHANGED_IN_MARIADB)]
+            changed = [(str(name).lower(), value) for name, value in (yield _CHANGED_IN_MARIADB)]
             pairs += [(name, value) for name, value in changed if name not in known]
         assignments = [f"{name} = {_literal(value)}" for name, value in pairs]
         self._names, self._variables = assignments[: len(_NAMES)], assignments[len(_NAMES) :]
-        self._charset = (wire.charset, wire.collation)
+        self._charset = (wire.charset, getattr(wire, "collation", None))
 
         self._first_database, self._init_command = wire.db, wire.init_command
         self._decoders, self._encoders = dict(wire.decoders), dict(wire.encoders)
-        self._use_unicode, self._max_allowed_packet = wire.use_unicode, wire.max_allowed_packet
+        self._use_unicode = wire.use_unicode
+        self._max_allowed_packet = getattr(wire, "max_allowed_packet", None)
+        return self
 
     def put_back(self, wire: Any) -> None:
         """Put back what is of PyMySQL, and not in the baseline."""
         wire.decoders, wire.encoders = dict(self._decoders), dict(self._encoders)
         wire.use_unicode, wire.max_allowed_packet = self._use_unicode, self._max_allowed_packet
 
-    def commands(self, baseline: _Baseline) -> Iterator[_Command]:
+    def commands(self, baseline: _Baseline) -> Iterator[Command]:
         """Yield what makes a session that of a new connection."""
-        yield _Command(_COM_RESET_CONNECTION, "", _read_ok)
+        yield Command(_COM_RESET_CONNECTION, "", Answer.OK)
         if self._database is None:
-            yield _Command(COMMAND.COM_QUERY, "SELECT DATABASE()", _read_database)
+            yield Command(COMMAND.COM_QUERY, "SELECT DATABASE()", Answer.DATABASE)
         # on_connect may have called set_character_set(): then the server's part is in nobody's memory.
         same = (baseline.charset, baseline.collation) == self._charset
         settings = [*(self._names if same else [baseline.set_names()]), *self._variables]
@@ -528,44 +563,46 @@ class _Memory:
             # It finds what it found at connect, in the server's own mode of autocommit; what came after
             # it comes after it again.
             yield from self._session(self._first_database, settings)
-            yield _Command(COMMAND.COM_QUERY, self._init_command, _read_anything)
-            yield _Command(COMMAND.COM_QUERY, "COMMIT", _read_ok)
+            yield Command(COMMAND.COM_QUERY, self._init_command, Answer.ANYTHING)
+            yield Command(COMMAND.COM_QUERY, "COMMIT", Answer.OK)
         yield from self._session(self._database, [*settings, baseline.set_autocommit()])
 
-    def _session(self, database: str | bytes | None, settings: list[str]) -> Iterator[_Command]:
+    def _session(self, database: str | bytes | None, settings: list[str]) -> Iterator[Command]:
         # First of all the character set: the names that follow are written in it.
-        yield _Command(COMMAND.COM_QUERY, f"SET {', '.join(settings)}", _read_ok)
+        yield Command(COMMAND.COM_QUERY, f"SET {', '.join(settings)}", Answer.OK)
         if self._role is not None:
-            yield _Command(COMMAND.COM_QUERY, f"SET ROLE {self._role}", _read_ok)
+            yield Command(COMMAND.COM_QUERY, f"SET ROLE {self._role}", Answer.OK)
         if database is not None:
-            yield _Command(COMMAND.COM_INIT_DB, database, _read_ok)
+            yield Command(COMMAND.COM_INIT_DB, database, Answer.OK)
 
 
-class _Command(NamedTuple):
-    """One command of several that are sent together, and what reads its answer."""
+class Answer(Enum):
+    """What is answered to a command, and what it may show."""
+
+    OK = "an OK"
+    ANYTHING = "anything"
+    DATABASE = "a row with the database: if the session has one, no reset can undo that"
+
+
+class Command(NamedTuple):
+    """One command of several that are sent together, and how its answer is read."""
 
     code: int
     text: str | bytes
-    read: Callable[[Any], bool]
-    """Return whether the answer shows something that no reset can undo."""
+    answer: Answer
 
     def packet(self, encoding: str) -> bytes:
         text = self.text.encode(encoding) if isinstance(self.text, str) else self.text
         return (len(text) + 1).to_bytes(3, "little") + bytes((0, self.code)) + text
 
 
-def _read_ok(wire: Any) -> bool:
-    wire._read_ok_packet()
-    return False
-
-
-def _read_anything(wire: Any) -> bool:
-    _read_rows(wire)
-    return False
-
-
-def _read_database(wire: Any) -> bool:
-    return _read_rows(wire) != ((None,),)
+def _read_answer(wire: Any, answer: Answer) -> bool:
+    """Read the answer to a command; tell whether it shows something that no reset can undo."""
+    if answer is Answer.OK:
+        wire._read_ok_packet()
+        return False
+    rows = _read_rows(wire)
+    return answer is Answer.DATABASE and rows != ((None,),)
 
 
 def _read_rows(wire: Any) -> Sequence[tuple[bytes | None, ...]]:
@@ -577,7 +614,7 @@ def _read_rows(wire: Any) -> Sequence[tuple[bytes | None, ...]]:
             return result.rows or ()
 
 
-def _ask(wire: Any, statement: str) -> list[list[str | None]]:
+def _ask(wire: Any, statement: str) -> Rows:
     wire._execute_command(COMMAND.COM_QUERY, statement)
     return [
         [None if value is None else value.decode(wire.encoding) for value in row] for row in _read_rows(wire)
@@ -625,6 +662,21 @@ class PyMySQLAdapter(Generic[C]):
         PoolOverloaded: PyMySQLPoolOverloaded,
         PoolUnavailable: PyMySQLPoolUnavailable,
         PoolClosed: PyMySQLPoolClosed,
+    }
+    says: Mapping[str, str] = {
+        "connect": "SELECT @@wait_timeout; under a reset by parts, a SELECT of the settings that it loses",
+        "require": "SELECT @@global.read_only, @@global.innodb_read_only; MariaDB without the second",
+        "ping": "COM_PING",
+        "begin": "BEGIN",
+        "commit": "COMMIT",
+        "rollback": "ROLLBACK",
+        "restore": "SET AUTOCOMMIT or SET NAMES, if a borrower has changed them",
+        "demoted": "as for `require`",
+        **dict.fromkeys(
+            (str(Part.FULL), str(Part.RESET_CONNECTION)),
+            "COM_RESET_CONNECTION, then what was set at connect: SET of character set, autocommit, sql_mode, "
+            "time_zone and the like, SET ROLE, COM_INIT_DB, init_command",
+        ),
     }
     parts: Collection[Part] = frozenset({Part.FULL, Part.RESET_CONNECTION})
 
@@ -731,7 +783,7 @@ class PyMySQLAdapter(Generic[C]):
     def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002 -- all lose the same
         """Ask for what a reset loses; commit what the connect callable has left open."""
         with _within(conn, limit):
-            memory = _Memory(conn)
+            memory = _answered(_Memory.asked(conn), partial(_ask, conn))
             Connection.commit(conn)
         _plant(conn)
         return memory
@@ -881,7 +933,7 @@ class PyMySQLAdapter(Generic[C]):
         wire, was, known = cast("Any", conn), cast("_Baseline", baseline), cast("_Memory", memory)
         commands = list(known.commands(was))
         if wire.server_status & _IN_TRANS:
-            commands.insert(0, _Command(COMMAND.COM_QUERY, "ROLLBACK", _read_ok))  # fails for XA
+            commands.insert(0, Command(COMMAND.COM_QUERY, "ROLLBACK", Answer.OK))  # fails for XA
         wire._result = _OUTSTANDING  # first, so that nobody ever sees a connection half put back
         was.put_back(wire)
         if Part.FULL in parts:
@@ -892,14 +944,14 @@ class PyMySQLAdapter(Generic[C]):
 
     def read_reset(self, conn: C, token: object, limit: float | None) -> None:
         """Read all answers; close a session that has got a database and cannot get rid of it."""
-        wire, commands = cast("Any", conn), cast("list[_Command]", token)
+        wire, commands = cast("Any", conn), cast("list[Command]", token)
         if wire._sock is None:
             raise err.InterfaceError(0, "")
         lasting = False
         with _within(conn, limit):
             for command in commands:
                 wire._next_seq_id = 1  # each answer counts for itself
-                lasting |= command.read(wire)
+                lasting |= _read_answer(wire, command.answer)
         wire._result = None
         _plant(wire)
         if lasting:
@@ -953,27 +1005,32 @@ class PyMySQLAdapter(Generic[C]):
 
     def fault(self, exc: BaseException, *, dialling: bool) -> Fault:
         """Classify by the error code, the server's or PyMySQL's own."""
-        if isinstance(exc, PoolError) or not isinstance(exc, err.MySQLError):
-            if dialling and isinstance(exc, ssl.SSLError | FileNotFoundError | PermissionError):
-                return Fault.AUTH  # a file of certificates or keys: PyMySQL wraps what the network does
-            return Fault.DEAD if dialling and isinstance(exc, OSError) else Fault.ORDINARY
-        code = exc.args[0] if exc.args else None
-        if not isinstance(code, int):
-            # "Already closed" and "Packet sequence number wrong" have no code.
-            gone = type(exc) is err.Error or isinstance(exc, err.InternalError)
-            return Fault.DEAD if gone else Fault.ORDINARY
-        if isinstance(exc, err.InterfaceError) and code == 0:
-            return Fault.DEAD  # the connection was closed before the statement
-        if dialling:
-            if isinstance(failure := getattr(exc, "original_exception", None), ssl.SSLError):
-                verified = isinstance(failure, ssl.SSLCertVerificationError)
-                if verified or _CERTIFICATES.search(getattr(failure, "reason", None) or ""):
-                    return Fault.AUTH
-            unknown = Fault.DEAD if isinstance(exc, err.OperationalError) else Fault.ORDINARY
-            return _REFUSALS.get(code) or _FAULTS.get(code, unknown)
-        if code == _OPTION_PREVENTS_STATEMENT and not _READ_ONLY.search(str(exc.args[-1])):
-            return Fault.ORDINARY  # --secure-file-priv and other options have this code as well
-        return _FAULTS.get(code, Fault.ORDINARY)
+        return fault_of(exc, dialling=dialling)
+
+
+def fault_of(exc: BaseException, *, dialling: bool) -> Fault:
+    """Classify by the error code, the server's or PyMySQL's own."""
+    if isinstance(exc, PoolError) or not isinstance(exc, err.MySQLError):
+        if dialling and isinstance(exc, ssl.SSLError | FileNotFoundError | PermissionError):
+            return Fault.AUTH  # a file of certificates or keys: PyMySQL wraps what the network does
+        return Fault.DEAD if dialling and isinstance(exc, OSError) else Fault.ORDINARY
+    code = exc.args[0] if exc.args else None
+    if not isinstance(code, int):
+        # "Already closed" and "Packet sequence number wrong" have no code.
+        gone = type(exc) is err.Error or isinstance(exc, err.InternalError)
+        return Fault.DEAD if gone else Fault.ORDINARY
+    if isinstance(exc, err.InterfaceError) and code == 0:
+        return Fault.DEAD  # the connection was closed before the statement
+    if dialling:
+        if isinstance(failure := getattr(exc, "original_exception", exc.__cause__), ssl.SSLError):
+            verified = isinstance(failure, ssl.SSLCertVerificationError)
+            if verified or _CERTIFICATES.search(getattr(failure, "reason", None) or ""):
+                return Fault.AUTH
+        unknown = Fault.DEAD if isinstance(exc, err.OperationalError) else Fault.ORDINARY
+        return _REFUSALS.get(code) or _FAULTS.get(code, unknown)
+    if code == _OPTION_PREVENTS_STATEMENT and not _READ_ONLY.search(str(exc.args[-1])):
+        return Fault.ORDINARY  # --secure-file-priv and other options have this code as well
+    return _FAULTS.get(code, Fault.ORDINARY)
 
 
 def _refuse_unknown(params: Mapping[str, object]) -> None:
