@@ -460,10 +460,24 @@ def _dial_one(conninfo: str, seconds: float) -> Steps[PGconn]:
             if not (yield Wait(pgconn.socket, deadline - monotonic(), read=not writing, write=writing)):
                 raise errors.ConnectionTimeout(f"not connected within {seconds:.3g} s")
         message = f"connection failed: {pgconn.get_error_message()}"
-        raise psycopg.OperationalError(message, pgconn=errors.finish_pgconn(pgconn))
+        raise psycopg.OperationalError(message, pgconn=_finished(pgconn))
     except BaseException:
         pgconn.finish()
         raise
+
+
+def _finished(pgconn: PGconn) -> PGconn:
+    """Finish a connection; return what psycopg's errors have of it, without its passwords.
+
+    Somebody shows all that an error has: a log of exceptions with their attributes.
+    """
+    finished: Any = errors.finish_pgconn(pgconn)
+    finished.password = b""
+    # libpq marks what a form would show as asterisks.
+    finished.info = [
+        option._replace(val=None) if option.dispchar == b"*" else option for option in finished.info
+    ]
+    return cast("PGconn", finished)
 
 
 def _keep_alive(pgconn: PGconn) -> None:
