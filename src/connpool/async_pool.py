@@ -585,12 +585,16 @@ class AsyncConnectionPool(Generic[C]):
                 self._bind()  # another loop runs: nothing was committed, and that must not go unnoticed
             return
         flow = self._flows.release(entry, exc, lease._ending)
-        del entry
-        if isinstance(exc, GeneratorExit):  # a coroutine that is being closed must not wait
-            self._runner.start(flow, copy_context())
-        elif (task := asyncio.current_task()) is not None and task.cancelling():
-            await self._runner.finish(flow)
+        closed = isinstance(exc, GeneratorExit)  # its coroutine, which must not wait then
+        if closed or ((task := asyncio.current_task()) is not None and task.cancelling()):
+            entry.slot.owner = None  # who leaves before it is back may borrow again, and waits for nobody's
+            del entry
+            if closed:
+                self._runner.start(flow, copy_context())
+            else:
+                await self._runner.finish(flow)
         else:
+            del entry
             await self._run(flow)
 
     def _run(self, flow: Flow[R]) -> Coroutine[Any, Any, R]:
