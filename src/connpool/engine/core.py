@@ -958,6 +958,8 @@ class Core(Generic[C]):
         """
         if self.suspended or len(self.slots) < self.max_size:
             return [], []
+        if all(slot.owner != waiter.owner for slot in self.slots):
+            return [], []  # the usual end: nobody looks at ten thousand waiters each time one more comes
         borrows = self._borrows()
         waiters = [other for other in self.waiters if other.outcome is None and other is not self._gate]
         waiting = {other.owner for other in waiters}
