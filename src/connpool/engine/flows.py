@@ -253,8 +253,7 @@ class Flows(Generic[C]):
                         raise failure
                     finally:
                         failure = None  # else the traceback and this frame would keep each other alive
-                if core.owes():
-                    yield from self.follow_up(waiter, deadline)
+                yield from self.follow_up(waiter, deadline)
                 waiter = self._again(waiter)
         except BaseException:
             self._give_up(waiter, entry)
