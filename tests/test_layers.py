@@ -21,17 +21,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 LAYERS = (
     (
-        "connpool._version",
-        "connpool.errors",
-        "connpool.stats",
-        "connpool.events",
-        "connpool.reset",
-        "connpool.options",
-        "connpool.adapter",
+        *("connpool._version", "connpool.errors", "connpool.stats", "connpool.events", "connpool.advice"),
+        *("connpool.reset", "connpool.options", "connpool.adapter"),
     ),
     ("connpool.engine",),
     (
         *("connpool.threads", "connpool.tasks", "connpool.borrowers", "connpool.telling"),
+        *("connpool.description",),
         *("connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
     ),
 )
@@ -41,6 +37,8 @@ TOP = len(LAYERS)
 # the names in connpool itself.
 PUBLIC = (
     "connpool.errors",
+    "connpool.stats",
+    "connpool.events",
     "connpool.reset",
     "connpool.options",
     "connpool.adapter",
@@ -226,8 +224,8 @@ BAD = [
     ("connpool.engine.flows", "def f():\n    import asyncio", "no event loop"),
     ("connpool.engine.core", "import logging", "a runtime tells"),
     ("connpool.engine.upkeep", "import random", "seed"),
-    ("connpool.engine.stats", "import threading", "the one lock is in core.py"),
-    ("connpool.engine.stats", "import weakref", "stands in records.py"),
+    ("connpool.engine.upkeep", "import threading", "the one lock is in core.py"),
+    ("connpool.engine.upkeep", "import weakref", "stands in records.py"),
     ("connpool.engine.core", "import threading\nthreading.Thread()", "only the one lock"),
     ("connpool.engine.core", "from threading import RLock", "gevent"),
     ("connpool.engine.core", "import psycopg", "no dependencies"),
@@ -250,12 +248,12 @@ GOOD = [
     ("connpool.adapter", "from connpool.errors import PoolError\nimport enum"),
     ("connpool.engine.records", "import weakref"),
     ("connpool.engine.core", "import threading\nlock = threading.RLock()"),
-    ("connpool.engine.core", "from connpool.engine.stats import Tally"),
+    ("connpool.engine.core", "from connpool.engine.records import Tally"),
     ("connpool.engine.flows", "from . import core"),
     ("connpool.engine", "from .core import Entry"),
     ("connpool.pool", "import time, threading\nfrom connpool.threads import run"),
     ("connpool.async_pool", "import asyncio\nfrom connpool.engine import flows"),
-    ("connpool", "from connpool.engine.stats import PoolStats"),
+    ("connpool", "from connpool.stats import PoolStats"),
     ("connpool.adapters.psycopg", "import psycopg\nfrom connpool.adapters.dbapi import X"),
     ("connpool.adapters.psycopg", "from connpool import ConnectionPool, errors"),
     ("connpool.metrics.prometheus", "import prometheus_client\nimport connpool"),

@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import weakref
-from asyncio import AbstractEventLoop, _get_running_loop, current_task
+from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, 
 from weakref import ref
 
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
+from .advice import Advice, advise
 from .deadlines import earliest, limits
+from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
@@ -31,7 +33,7 @@ from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .pool import _numbers
 from .reset import Policy
 from .stats import PoolStats
-from .tasks import NO_TASK, TaskRunner, TaskWaiter, tasks
+from .tasks import NO_TASK, TaskRunner, TaskWaiter, task_of, tasks
 from .threads import clock, slept
 
 C = TypeVar("C")
@@ -71,7 +73,7 @@ class Lease(Generic[C]):
             frame = _getframe(1)
             slot.code = frame.f_code
             slot.lasti = frame.f_lasti
-            task = current_task()
+            task = task_of(pool._loop)
             slot.owner = owner = NO_TASK if task is None else ref(task)
             hash(owner)  # kept in it: of a task that is gone it could not be asked any more
             return entry.conn
@@ -490,6 +492,26 @@ class AsyncConnectionPool(Generic[C]):
         dedicated = 0 if self._apart is None else self._apart.stats().size
         return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
 
+    def describe(self) -> Description:
+        """Return what the pool is: options, adapter, the server's limits, all that it says to the server.
+
+        As text, with ``print(pool.describe())``, it is what a question about a pool should come with.
+        """
+        return describe(self.name, self._core, self._flows.adapter, self._source)
+
+    def advise(self, since: PoolStats | None = None) -> Advice:
+        """Say what size the recorded figures ask for, and whether another size would help at all.
+
+        Little's law on the time that connections were held and waited for.  It looks at the time since
+        *since*, an earlier snapshot, such as one from before the busy hour; an idle night would thin
+        the average out.
+
+        Args:
+            since: An earlier result of `stats`.  ``None``: from the first acquire on.
+        """
+        snapshot = self._core.snapshot(self.name, clock())
+        return advise(snapshot, since, self._flows.holders())
+
     async def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: callers that wait fail at once, idle connections are closed, lent ones awaited.
 
@@ -563,12 +585,16 @@ class AsyncConnectionPool(Generic[C]):
                 self._bind()  # another loop runs: nothing was committed, and that must not go unnoticed
             return
         flow = self._flows.release(entry, exc, lease._ending)
-        del entry
-        if isinstance(exc, GeneratorExit):  # a coroutine that is being closed must not wait
-            self._runner.start(flow, copy_context())
-        elif (task := asyncio.current_task()) is not None and task.cancelling():
-            await self._runner.finish(flow)
+        closed = isinstance(exc, GeneratorExit)  # its coroutine, which must not wait then
+        if closed or ((task := asyncio.current_task()) is not None and task.cancelling()):
+            entry.slot.owner = None  # who leaves before it is back may borrow again, and waits for nobody's
+            del entry
+            if closed:
+                self._runner.start(flow, copy_context())
+            else:
+                await self._runner.finish(flow)
         else:
+            del entry
             await self._run(flow)
 
     def _run(self, flow: Flow[R]) -> Coroutine[Any, Any, R]:

@@ -55,7 +55,8 @@ class Holder:
         doing = ", which has ended" if self.ended else ""
         if self.waits_at is not None:
             doing = f", and waits for another one at {self.waits_at}"
-        return f"{self.held:.3g} s by {self.site} in {self.name}{doing}"
+        held = f"{self.held:.3g}" if self.held >= 0.001 else "0"
+        return f"{held} s by {self.site} in {self.name}{doing}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return Holder, (self.held, self.name, self.site, self.waits_at, self.ended)

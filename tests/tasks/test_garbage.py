@@ -156,7 +156,8 @@ import asyncio
 from connpool import AsyncConnectionPool
 from connpool.testing import AsyncFakeAdapter, FakeServer
 
-pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer(latency=0.01)), min_idle=2, nested="allow")
+adapter = AsyncFakeAdapter(FakeServer(latency=0.01))
+pool = AsyncConnectionPool(adapter, min_idle=2, nested="allow", keepalive=1.0)
 
 async def main():
     await pool.wait_ready()

@@ -52,6 +52,7 @@ from connpool.adapters.pymysql import (
     _OUTSTANDING,
     _REST,
     _SHOWN,
+    SAYS,
     Answer,
     Command,
     PyMySQLPoolClosed,
@@ -289,6 +290,7 @@ class AiomysqlAdapter(Generic[C]):
         PoolClosed: PyMySQLPoolClosed,
     }
     parts: Collection[Part] = frozenset({Part.FULL, Part.RESET_CONNECTION})
+    says: Mapping[str, str] = SAYS
 
     def __init__(self, **params: Any) -> None:
         _refuse_unknown(params)

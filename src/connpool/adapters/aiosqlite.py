@@ -122,6 +122,7 @@ class AiosqliteAdapter:
     sees_transactions: bool = True
     errors: Mapping[type[PoolError], type[PoolError]] = SQLiteAdapter.errors
     parts: Collection[Part] = SQLiteAdapter.parts
+    says: Mapping[str, str] = SQLiteAdapter.says
 
     def __init__(self, database: str | os.PathLike[str], *, iter_chunk_size: int = 64, **kwargs: Any) -> None:
         self._set_up(SQLiteAdapter(database, **kwargs), iter_chunk_size=iter_chunk_size)

@@ -55,6 +55,7 @@ from connpool.adapters.postgresql import (
     IDLE_LIMIT,
     READ_ONLY,
     RESETS,
+    SAYS,
     fault_of,
     reset_message,
 )
@@ -251,6 +252,11 @@ class AsyncpgAdapter(Generic[C]):
     bounded: bool = True
     sees_transactions: bool = True
     parts: Collection[Part] = frozenset((*EVERYTHING, *RESETS))
+    says: Mapping[str, str] = {
+        **SAYS,
+        "ping": "an empty query, as a prepared statement",
+        "restore": "UNLISTEN of the channels that a borrower has listened to",
+    }
     errors: Mapping[type[PoolError], type[PoolError]] = {
         PoolTimeout: AsyncpgPoolTimeout,
         PoolOverloaded: AsyncpgPoolOverloaded,

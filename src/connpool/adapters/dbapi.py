@@ -394,6 +394,18 @@ class DBAPIAdapter(Adapter[Any]):
     bounded = False
     sees_transactions = False  # until then, too
     parts: Collection[Part] = frozenset(Part) - {Part.ROLLBACK}  # until then, all that there are
+    says: Mapping[str, str] = MappingProxyType(
+        {
+            "connect": "for PostgreSQL and MySQL, the question for the server's limit of idleness",
+            "require": "for the same, the question whether the server takes writes",
+            "ping": "the driver's own ping(), or `ping_statement`, and then rollback()",
+            "begin": "BEGIN on an autocommit connection, else nothing",
+            "commit": "the driver's commit(); COMMIT on an autocommit connection",
+            "rollback": "the driver's rollback(); ROLLBACK on an autocommit connection",
+            "restore": "what the driver's settings say when they are set",
+            "demoted": "as for `require`",
+        }
+    )
     errors: Mapping[type[PoolError], type[PoolError]] = MappingProxyType({})
     ping_statement = "SELECT 1"
     """One round trip.  For a database that wants a FROM, override it in a subclass."""

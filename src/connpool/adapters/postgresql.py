@@ -79,3 +79,18 @@ def fault_of(sqlstate: str, severity: str | None, *, dialling: bool) -> Fault:
     if fault is Fault.ORDINARY and severity in ("FATAL", "PANIC"):
         return Fault.DEAD  # the server ends the session with either
     return fault
+
+
+SAYS: Final[Mapping[str, str]] = {
+    "connect": IDLE_LIMIT,
+    "require": "; ".join(f"SHOW {name}" for name in READ_ONLY),
+    "ping": "an empty query",
+    "begin": "BEGIN, with the connection's isolation level, READ ONLY and DEFERRABLE if they are set",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "restore": "nothing: settings of the driver's own",
+    "demoted": "; ".join(f"SHOW {name}" for name in READ_ONLY),
+    **{str(part): statement for part, statement in RESETS.items()},
+    **{str(part): "DISCARD ALL; in a transaction ROLLBACK and its parts, one by one" for part in EVERYTHING},
+}
+"""What an adapter for PostgreSQL says on which occasion, if it says no more."""

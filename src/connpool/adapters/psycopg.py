@@ -83,6 +83,7 @@ from connpool.adapters.postgresql import (
     IDLE_LIMIT,
     READ_ONLY,
     RESETS,
+    SAYS,
     fault_of,
     one_by_one,
     reset_message,
@@ -229,8 +230,8 @@ class _Settings:
     pgconn: Any
     locked: Callable[[], bool]
     backlog: Any
-    # Something was set, or must be looked at; None: nothing tells, so always look.
-    touched: bool | None
+    touched: bool  # something was set, or must be looked at
+    watched: bool = True  # whether anything tells; if not, `touched` stays
 
 
 def _watched(base: type[Any]) -> type[Any]:
@@ -275,7 +276,7 @@ def _watch(conn: BaseConnection[Any], settings: _Settings) -> None:
     try:
         _classes.give(conn)
     except TypeError:
-        settings.touched = None
+        settings.touched, settings.watched = True, False
 
 
 class _Unknown:
@@ -388,7 +389,7 @@ def _judge(conn: Any, was: _Settings) -> Verdict:
         or conn._notifies_backlog
     ):
         return _ALTERED
-    if was.touched:
+    if was.touched and was.watched:
         # Set, and set back, as `transaction()` does with its counter.
         was.pgconn, was.locked, was.backlog = pgconn, conn.lock.locked, conn._notifies_backlog
         was.touched = False
@@ -459,10 +460,24 @@ def _dial_one(conninfo: str, seconds: float) -> Steps[PGconn]:
             if not (yield Wait(pgconn.socket, deadline - monotonic(), read=not writing, write=writing)):
                 raise errors.ConnectionTimeout(f"not connected within {seconds:.3g} s")
         message = f"connection failed: {pgconn.get_error_message()}"
-        raise psycopg.OperationalError(message, pgconn=errors.finish_pgconn(pgconn))
+        raise psycopg.OperationalError(message, pgconn=_finished(pgconn))
     except BaseException:
         pgconn.finish()
         raise
+
+
+def _finished(pgconn: PGconn) -> PGconn:
+    """Finish a connection; return what psycopg's errors have of it, without its passwords.
+
+    Somebody shows all that an error has: a log of exceptions with their attributes.
+    """
+    finished: Any = errors.finish_pgconn(pgconn)
+    finished.password = b""
+    # libpq marks what a form would show as asterisks.
+    finished.info = [
+        option._replace(val=None) if option.dispchar == b"*" else option for option in finished.info
+    ]
+    return cast("PGconn", finished)
 
 
 def _keep_alive(pgconn: PGconn) -> None:
@@ -693,6 +708,10 @@ class Psycopg(Generic[B]):
     name: str = "psycopg"
     bounded: bool = True
     sees_transactions: bool = True
+    says: Mapping[str, str] = {
+        **SAYS,
+        "rollback": "ROLLBACK, and DEALLOCATE ALL if psycopg has prepared statements",
+    }
     parts: Collection[Part] = frozenset((*EVERYTHING, *RESETS))
     errors: Mapping[type[PoolError], type[PoolError]] = {
         PoolTimeout: PsycopgPoolTimeout,
@@ -813,7 +832,7 @@ class Psycopg(Generic[B]):
                 pgconn.transaction_status
                 or pgconn.pipeline_status
                 or locked()
-                or baseline.touched is not False
+                or baseline.touched
                 or baseline.backlog
             ):
                 return _judge(conn, baseline)

@@ -451,6 +451,23 @@ class _Baseline:
 
 _COM_RESET_CONNECTION = 0x1F
 
+SAYS: Mapping[str, str] = {
+    "connect": "SELECT @@wait_timeout; under a reset by parts, a SELECT of the settings that it loses",
+    "require": "SELECT @@global.read_only, @@global.innodb_read_only; MariaDB without the second",
+    "ping": "COM_PING",
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "restore": "SET AUTOCOMMIT or SET NAMES, if a borrower has changed them",
+    "demoted": "as for `require`",
+    **dict.fromkeys(
+        (str(Part.FULL), str(Part.RESET_CONNECTION)),
+        "COM_RESET_CONNECTION, then what was set at connect: SET of character set, autocommit, sql_mode, "
+        "time_zone and the like, SET ROLE, COM_INIT_DB, init_command",
+    ),
+}
+"""What an adapter for MySQL says on which occasion."""
+
 _NAMES = ("character_set_client", "character_set_results", "collation_connection")
 # Brought back even where they are as for all sessions: what was said at connect holds when the
 # server's administrator changes his mind.
@@ -663,6 +680,7 @@ class PyMySQLAdapter(Generic[C]):
         PoolUnavailable: PyMySQLPoolUnavailable,
         PoolClosed: PyMySQLPoolClosed,
     }
+    says: Mapping[str, str] = SAYS
     parts: Collection[Part] = frozenset({Part.FULL, Part.RESET_CONNECTION})
 
     @overload

@@ -135,6 +135,17 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             PoolClosed: SQLitePoolClosed,
         }
     )
+    says: Mapping[str, str] = {
+        "connect": "PRAGMA database_list; in a callable's database in memory, a table that is rolled back",
+        "require": "PRAGMA query_only",
+        "ping": _NOTHING,
+        "begin": "BEGIN, in the connection's isolation_level",
+        "commit": "COMMIT",
+        "rollback": "ROLLBACK",
+        "restore": "nothing: settings of the driver's own",
+        "demoted": "as for `require`",
+        str(Part.FULL): "nothing: the connection is closed, and a new one opened",
+    }
     parts: Collection[Part] = frozenset((Part.FULL,))
 
     def __init__(self, database: str | os.PathLike[str], **kwargs: Any) -> None:

@@ -158,6 +158,7 @@ class Core(Generic[C]):
         self.asking: list[Waiter] = []  # ... and who waits for its answer
         self.notes: deque[tuple[str, object]] = deque()  # what the operator is to be told
         self.nestings: set[tuple[object, object]] = set()  # of which lines he was told
+        self.born_at: float | None = None  # when the first dial began
         self.read_at = 0.0  # when the figures were last read
         self.totals = Totals()
         self.waits: list[float] = []  # seconds of queued acquires, not folded yet; appended without the lock
@@ -448,6 +449,8 @@ class Core(Generic[C]):
         self.slots[slot] = None  # the place is taken from here; if the entry dies, the callback frees it
         self.opening[slot] = None
         self.totals.dials += 1
+        if self.born_at is None:
+            self.born_at = now
         self.totals.peak_size = max(self.totals.peak_size, len(self.slots))
         return entry
 
@@ -850,6 +853,11 @@ class Core(Generic[C]):
         self._fail_waiters(Refusal.CLOSED)
         self._notify()
 
+    @locked
+    def entries(self) -> list[Entry[C]]:
+        """Return the entries of all places, in whosever hands they are; to be looked at, not to be kept."""
+        return self._entries()
+
     def _entries(self) -> list[Entry[C]]:
         """Return the entries of all places, in whosever hands they are.  Lock held."""
         entries = (slot.entry_ref and slot.entry_ref() for slot in self.slots)
@@ -950,6 +958,8 @@ class Core(Generic[C]):
         """
         if self.suspended or len(self.slots) < self.max_size:
             return [], []
+        if all(slot.owner != waiter.owner for slot in self.slots):
+            return [], []  # the usual end: nobody looks at ten thousand waiters each time one more comes
         borrows = self._borrows()
         waiters = [other for other in self.waiters if other.outcome is None and other is not self._gate]
         waiting = {other.owner for other in waiters}
@@ -1044,6 +1054,7 @@ class Core(Generic[C]):
         first = next((waiter for waiter in self.waiters if waiter is not self._gate), None)
         stats = PoolStats(
             name=name,
+            age=0.0 if self.born_at is None else now - self.born_at,
             max_size=self.max_size,
             size=len(self.slots),
             idle=idle,

@@ -253,8 +253,7 @@ class Flows(Generic[C]):
                         raise failure
                     finally:
                         failure = None  # else the traceback and this frame would keep each other alive
-                if core.owes():
-                    yield from self.follow_up(waiter, deadline)
+                yield from self.follow_up(waiter, deadline)
                 waiter = self._again(waiter)
         except BaseException:
             self._give_up(waiter, entry)
@@ -327,7 +326,7 @@ class Flows(Generic[C]):
         borrows, _ = core.standoff(waiter)
         if not borrows or not all(borrow.is_in(people) for borrow in borrows):
             return
-        holders = self._holders(waiter)
+        holders = self.holders(waiter)
         if core.deadlocked(waiter) is not Refusal.LEFT:
             return  # settled meanwhile
         text = f"all {len(borrows)} connections are held by those who wait for another one"
@@ -1068,7 +1067,7 @@ class Flows(Generic[C]):
         if not cut or self._cut or self.adapter is None:
             return
         conns = core.lent()
-        holders = self._holders(None) if conns else ()
+        holders = self.holders() if conns else ()
         for conn in conns:
             self._abort(conn)
         self._cut = True
@@ -1218,7 +1217,7 @@ class Flows(Generic[C]):
     def _where(self, site: Site | None) -> str:
         return "somebody" if site is None else self._people.where(site)
 
-    def _holders(self, waiter: Waiter | None) -> tuple[Holder, ...]:
+    def holders(self, waiter: Waiter | None = None) -> tuple[Holder, ...]:
         """Return who has the connections; *waiter* is one who asks, and may be one of them."""
         people, now = self._people, self._clock()
         asked = self.core.asked()
@@ -1259,7 +1258,7 @@ class Flows(Generic[C]):
             self._diagnoses += 1
             found = self._diagnosis
             if found is None or self._diagnoses <= _ALONE:
-                stats, holders = self._snapshot(), self._holders(waiter)
+                stats, holders = self._snapshot(), self.holders(waiter)
                 suspended, fault = self.core.suspended, self.core.last_fault
                 found = (stats, holders, diagnosis.hint(stats, holders, suspended=suspended, fault=fault))
                 self._diagnosis = found
