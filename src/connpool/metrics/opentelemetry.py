@@ -83,7 +83,7 @@ def instrument(
     unknown = set(histograms) - set(DURATIONS)
     if unknown:
         raise ValueError(f"histograms={histograms!r}: choose among {', '.join(DURATIONS)}")
-    _meters.add(pool, histograms, get_meter_provider() if meter_provider is None else meter_provider)
+    _meters.add(pool, histograms, meter_provider)
 
 
 class _Meter:
@@ -165,9 +165,14 @@ class _Meters:
     def __init__(self) -> None:
         self._lock = Lock()
         self._by_provider: WeakKeyDictionary[MeterProvider, _Meter] = WeakKeyDictionary()
+        self._global: MeterProvider | None = None
 
-    def add(self, pool: Pool, histograms: Collection[str], provider: MeterProvider) -> None:
+    def add(self, pool: Pool, histograms: Collection[str], provider: MeterProvider | None) -> None:
         with self._lock:
+            if provider in (None, get_meter_provider()):
+                # The first one stands in for one that is set later, and passes its instruments on to it:
+                # that one would have the same names twice, and not call whoever is second.
+                provider = self._global = self._global or get_meter_provider()
             meter = self._by_provider.get(provider)
             if meter is None:
                 meter = self._by_provider[provider] = _Meter(provider)
