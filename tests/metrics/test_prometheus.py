@@ -32,6 +32,10 @@ def idle_pool(name):
     return ConnectionPool(FakeAdapter(FakeServer()), name=name)
 
 
+class Shown(SimpleNamespace):
+    """Something with figures."""
+
+
 def samples(stats):
     """Return the samples that a pool's figures are, but for the buckets."""
     mine = ("pool", stats.name)
@@ -89,7 +93,7 @@ def test_no_figure_is_taken_for_another(pool):
         discards={reason: next(numbers) for reason in Reason},
         **{field.name: next(numbers) for field in fields(PoolStats) if field.type == "int"},
     )
-    shown = SimpleNamespace(name=stats.name, stats=lambda reset_peaks: stats)
+    shown = Shown(name=stats.name, stats=lambda reset_peaks: stats)
     assert without_buckets(scrape(shown)) == samples(stats)
 
 
