@@ -50,29 +50,32 @@ class Load:
     taking_part: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def request(self, number: int) -> None:
+    def thread(self, number: int) -> None:
         """Be one of the threads."""
+        rng = random.Random(number)
+        while not self.ended.wait(rng.expovariate(1 / PAUSE)):
+            if number < self.taking_part:
+                self.request(rng.expovariate(1 / BUSY))
+
+    def request(self, seconds: float) -> None:
+        """Borrow for a statement.  It is a frame of its own, so that nobody refers to the connection after it."""
         from psycopg import OperationalError
 
         from connpool import PoolError
 
-        rng = random.Random(number)
-        while not self.ended.wait(rng.expovariate(1 / PAUSE)):
-            if number >= self.taking_part:
-                continue
-            try:
-                with self.pool.connection(timeout=TIMEOUT) as conn:
-                    conn.execute("select pg_sleep(%s)", [rng.expovariate(1 / BUSY)])
-            except (PoolError, OperationalError):
-                pass  # the pool counts them: that is what is shown
+        try:
+            with self.pool.connection(timeout=TIMEOUT) as conn:
+                conn.execute("select pg_sleep(%s)", [seconds])
+        except (PoolError, OperationalError):
+            pass  # the pool counts them: that is what is shown
 
     def lose(self) -> None:
         """Borrow, and forget to give back."""
-        self.pool.acquire(timeout=TIMEOUT)
+        self.pool.acquire()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        threads = [threading.Thread(target=self.request, args=(number,)) for number in range(CROWD)]
+        threads = [threading.Thread(target=self.thread, args=(number,)) for number in range(CROWD)]
         for thread in threads:
             thread.start()
         try:

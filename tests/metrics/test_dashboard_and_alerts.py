@@ -92,3 +92,10 @@ def test_every_panel_and_rule_has_data_in_a_real_prometheus(pool):
 
 def rules(prometheus):
     return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+
+def test_every_name_is_in_the_reference(pool):
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    for family in PoolCollector(pool).collect():
+        full = f"{family.name}_total" if family.type == "counter" else family.name
+        assert f"\n| `{full}` | {family.type} |" in page

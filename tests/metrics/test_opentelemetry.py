@@ -12,10 +12,10 @@ from opentelemetry.semconv._incubating.metrics import db_metrics
 from opentelemetry.semconv.schemas import Schemas
 
 import connpool
-from connpool import ConnectionPool
+from connpool import AsyncConnectionPool, ConnectionPool
 from connpool.metrics import BOUNDS
 from connpool.metrics.opentelemetry import PREFIX, SCHEMA, instrument
-from connpool.testing import FakeAdapter, FakeServer
+from connpool.testing import AsyncFakeAdapter, FakeAdapter, FakeServer
 
 
 @pytest.fixture
@@ -227,3 +227,9 @@ def test_the_global_provider_may_be_set_after_a_pool_was_instrumented():
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="nothing to fork here")
 def test_a_forked_child_records_its_own_durations_only():
     assert printed(FORK) == ["20", "25", "1"]
+
+
+def test_a_pool_for_tasks_is_shown_too(provider, reader):
+    pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer()), name="tasks", max_size=3)
+    instrument(pool, meter_provider=provider)
+    assert values(reader)["max", "tasks"] == 3

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from connpool import ConnectionPool, Fault, PoolStats, Reason
+from connpool import AsyncConnectionPool, ConnectionPool, Fault, PoolStats, Reason
 from connpool.metrics import BOUNDS
 from connpool.metrics.prometheus import PoolCollector
-from connpool.testing import FakeAdapter, FakeServer
+from connpool.testing import AsyncFakeAdapter, FakeAdapter, FakeServer
 
 
 def scrape(*pools):
@@ -147,3 +147,8 @@ def test_an_empty_collector_can_be_registered_before_there_are_pools():
     pool = idle_pool("later")
     collector.add(pool)
     assert registry.get_sample_value("connpool_max_connections", {"pool": "later"}) == pool.stats().max_size
+
+
+def test_a_pool_for_tasks_is_shown_too():
+    pool = AsyncConnectionPool(AsyncFakeAdapter(FakeServer()), name="tasks", max_size=3)
+    assert without_buckets(scrape(pool)) == samples(pool.stats())
