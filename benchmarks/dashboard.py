@@ -58,7 +58,7 @@ class Load:
                 self.request(rng.expovariate(1 / BUSY))
 
     def request(self, seconds: float) -> None:
-        """Borrow for a statement.  It is a frame of its own, so that nobody refers to the connection after it."""
+        """Borrow for a statement; a frame of its own, so that nobody refers to the connection after it."""
         from psycopg import OperationalError
 
         from connpool import PoolError
