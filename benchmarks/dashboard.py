@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,10 @@ def draw(board: dict[str, Any], prometheus: Any, log: list[tuple[str, float, flo
             )
             for phase, began, ended in log:
                 if phase in SHADES:
-                    axes.axvspan(began - start, ended - start, color=SHADES[phase], alpha=0.12, linewidth=0)
-                    axes.annotate(
-                        phase, ((began - start) / (end - start), 0.98), xycoords="axes fraction", va="top"
+                    axes.axvspan(
+                        began - start, ended - start, color=SHADES[phase], alpha=0.15, lw=0, zorder=0
                     )
+                    axes.text(began - start, 1, phase, transform=axes.get_xaxis_transform(), va="bottom")
             axes.set_xlim(0, end - start)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
@@ -151,18 +152,18 @@ def show(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[tuple[f
     """Draw one panel as its settings say."""
     defaults = panel["fieldConfig"]["defaults"]
     stacked = defaults["custom"]["stacking"]["mode"] == "normal"
-    below: dict[float, float] = {}
-    for number, (label, values) in enumerate(series):
-        colour = COLOURS[number % len(COLOURS)]
-        times = [at for at, _ in values]
-        if stacked:
-            bottoms = [below.get(round(at), 0.0) for at in times]
-            axes.bar(times, [v for _, v in values], STEP, bottoms, label=label, color=colour)
-            below |= {round(at): bottom + v for (at, v), bottom in zip(values, bottoms, strict=True)}
-        else:
-            axes.plot(times, [v for _, v in values], label=label, color=colour, linewidth=1.2)
-    axes.set_title(panel["title"])
-    axes.set_ylim(bottom=0, top=defaults.get("max", None) and defaults["max"] * 1.05)
+    below: dict[int, float] = {}
+    for (label, values), colour in zip(series, cycle(COLOURS), strict=False):
+        times, heights = [round(at) for at, _ in values], [height for _, height in values]
+        if not stacked:
+            axes.plot(times, heights, label=label, color=colour, linewidth=1.2)
+        elif any(heights):
+            feet = [below.get(at, 0.0) for at in times]
+            tops = [foot + height for foot, height in zip(feet, heights, strict=True)]
+            axes.fill_between(times, feet, tops, step="mid", label=label, color=colour, alpha=0.7, lw=0)
+            below |= dict(zip(times, tops, strict=True))
+    axes.set_title(panel["title"], pad=12)
+    axes.set_ylim(0, defaults["max"] * 1.05 if "max" in defaults else None)
     units = {
         "percentunit": PercentFormatter(1.0),
         "s": EngFormatter("s", sep=" "),
@@ -171,7 +172,7 @@ def show(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[tuple[f
     if defaults["unit"] in units:
         axes.yaxis.set_major_formatter(units[defaults["unit"]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.9), fontsize=7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=5, fontsize=7)
 
 
 def main() -> None:
@@ -181,7 +182,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
 
     from prometheus_client import CollectorRegistry, start_http_server
-    from servers import PostgreSQL
+    from servers import PostgreSQL, wait_until
     from servers.prometheus import Prometheus
 
     from connpool import ConnectionPool
@@ -197,6 +198,7 @@ def main() -> None:
         web, thread = start_http_server(0, "127.0.0.1", registry)
         load = Load(pool)
         with pool, Prometheus([f"127.0.0.1:{web.server_port}"]) as prometheus, load.running():
+            wait_until(lambda: prometheus.query(f"rate(connpool_dials_total[{RATE}])"))
             log = happen(load, server)
             draw(json.loads((STATIC / "connpool.json").read_text()), prometheus, log, arguments.output)
         web.shutdown()
