@@ -487,10 +487,14 @@ class AsyncConnectionPool(Generic[C]):
         core.resize(bounds.max_size, bounds.min_idle)
         self._runner.follow_up()
 
-    def stats(self) -> PoolStats:
-        """Return a consistent snapshot of all figures."""
+    def stats(self, *, reset_peaks: bool = True) -> PoolStats:
+        """Return a consistent snapshot of all figures.
+
+        Args:
+            reset_peaks: ``False`` leaves the peaks to others, as who reads at regular intervals should.
+        """
         dedicated = 0 if self._apart is None else self._apart.stats().size
-        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
+        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=reset_peaks)
 
     def describe(self) -> Description:
         """Return what the pool is: options, adapter, the server's limits, all that it says to the server.

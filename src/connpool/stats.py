@@ -218,6 +218,8 @@ class PoolStats:
     """Seconds since the first dial began: what the counters are about."""
     max_size: int
     """The most connections there may be."""
+    min_idle: int
+    """How many are kept idle and ready."""
     size: int
     """All connections, whatever their state."""
     idle: int
@@ -235,7 +237,7 @@ class PoolStats:
     oldest_wait: float
     """How long the first of them has waited; 0.0 if nobody waits."""
     peak_size: int
-    """The largest size since the last snapshot that `stats` has returned, whoever asked for it."""
+    """The largest size since `stats` was last called, by whomever, without ``reset_peaks=False``."""
     peak_in_use: int
     """The most connections lent at a time since then."""
     peak_waiting: int

@@ -1056,6 +1056,7 @@ class Core(Generic[C]):
             name=name,
             age=0.0 if self.born_at is None else now - self.born_at,
             max_size=self.max_size,
+            min_idle=self.min_idle,
             size=len(self.slots),
             idle=idle,
             in_use=in_use,
