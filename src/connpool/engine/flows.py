@@ -290,8 +290,11 @@ class Flows(Generic[C]):
             if core.owes() or looking:
                 yield from self.follow_up(waiter, deadline)
             if waiter.outcome is None:
-                if deadline is not None and (self._clock() >= deadline or core.hopeless(deadline)):
-                    outcome = core.leave(waiter, timed_out=True)
+                expired = deadline is not None and self._clock() >= deadline
+                if expired or (deadline is not None and core.hopeless(deadline)):
+                    outcome = core.leave(waiter, timed_out=expired)
+                    if outcome is Refusal.LEFT and not expired:
+                        core.refused()
                     break
                 if not parked:
                     parked = True
