@@ -61,6 +61,8 @@ def _short(path: str) -> str:
 class Threads:
     """The borrowers of a `ConnectionPool`."""
 
+    kind = "thread"
+
     def me(self) -> object:
         """Return what stands for the present borrower."""
         return threading.get_ident()  # looked up at use: gevent replaces it

@@ -96,6 +96,8 @@ NO_TASK: Final = "no task"
 class Tasks:
     """The borrowers of an `AsyncConnectionPool`: as `borrowers.Threads`."""
 
+    kind = "task"
+
     def me(self) -> object:
         """Return what stands for the running task, and does not keep it alive."""
         task = asyncio.current_task()

@@ -153,7 +153,7 @@ def test_holder_whose_thread_has_ended_is_told() -> None:
     hand = world.acquire(0.0)
     assert explanation(hand) == [
         "  held for 0 s by views.py:41 in a thread, which has ended",
-        "1 of 1 were borrowed by threads that have ended: a leak, unless they were handed over",
+        "1 of 1 were borrowed by somebody who has ended: a leak, unless they were handed over",
     ]
 
 

@@ -1207,14 +1207,15 @@ class Flows(Generic[C]):
             return
         for borrow in core.overdue(now - warn_after):
             site, held = self._where(borrow.site), now - borrow.since
-            who = self._people.name(borrow.owner) or "a thread that has ended"
+            who = self._people.name(borrow.owner) or f"a {self._people.kind} that has ended"
             text = f"{site} in {who} has held a connection for {held:.3g} s"
             yield from self._tell("long_hold", text, site=site, held=held, holder=who)
         for borrow in core.borrows():
             if not borrow.slot.orphaned and self._people.name(borrow.owner) is None:
                 borrow.slot.orphaned = True
                 site, held = self._where(borrow.site), now - borrow.since
-                text = f"the thread that borrowed at {site} ended without giving back; it had {held:.3g} s"
+                kind = self._people.kind
+                text = f"the {kind} that borrowed at {site} ended without giving back; it had {held:.3g} s"
                 yield from self._tell("thread_ended", text, site=site, held=held)
 
     def _where(self, site: Site | None) -> str:
@@ -1233,7 +1234,7 @@ class Flows(Generic[C]):
             found.append(
                 Holder(
                     now - borrow.since,
-                    name or "a thread",
+                    name or f"a {people.kind}",
                     self._where(borrow.site),
                     self._where(asked[borrow.owner]) if waits else None,
                     name is None,
