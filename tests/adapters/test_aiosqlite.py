@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,11 @@ class AiosqliteHarness(AsyncHarness, SQLiteHarness):
 
     def sessions(self, lent: Lent) -> list[Any]:
         return [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        shown = dict(super().alterations())
+        shown.pop("autocommit", None)  # aiosqlite does not pass it on
+        return shown
 
     async def arun(self, conn: aiosqlite.Connection, statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await conn.execute_fetchall(statement)]
