@@ -28,6 +28,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, Self, TypeAlias
 
+import connpool.deadlines
 import connpool.pool
 import connpool.threads
 from connpool import ConnectionPool, PoolClosed, PoolError
@@ -586,6 +587,7 @@ class Explorer:
             "Waiter", (CooperativeWaiter,), {"crew": self._crew, "clock": self._clock, "__slots__": ()}
         )
         self._replace(connpool.pool, "clock", self._clock)
+        self._replace(connpool.deadlines, "clock", self._clock)
         self._replace(connpool.pool, "ThreadWaiter", waiter)
         self._replace(connpool.threads, "housekeeper", NoHousekeeper())
         # A collection in the middle of a schedule would run finalizers there: not a schedule we chose.

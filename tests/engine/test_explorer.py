@@ -26,6 +26,8 @@ from connpool.engine.records import Entry
 
 # CPython 3.12 crashes when several threads trace bytecodes; 3.13 raises in other places.
 pytestmark = [
+    # An interrupt may cost a connection, which is told like any other that was lost.
+    pytest.mark.filterwarnings("ignore:pool .* was lost without being given back:ResourceWarning"),
     pytest.mark.bytecode,
     pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="bytecodes are traced on CPython 3.11"),
 ]

@@ -37,6 +37,7 @@ from typing import Any, Final
 import pytest
 from engine.explorer import Clock, NoHousekeeper, each_bytecode
 
+import connpool.deadlines
 import connpool.pool
 import connpool.threads
 from connpool import ConnectionPool, PoolClosed, PoolError
@@ -48,6 +49,8 @@ from connpool.threads import LOOK_EVERY, Helpers, Housekeeper
 
 # CPython 3.12 crashes when several threads trace bytecodes; 3.13 raises in other places.
 pytestmark = [
+    # An interrupt may cost a connection, which is told like any other that was lost.
+    pytest.mark.filterwarnings("ignore:pool .* was lost without being given back:ResourceWarning"),
     pytest.mark.bytecode,
     pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="bytecodes are traced on CPython 3.11"),
 ]
@@ -240,6 +243,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """Let nothing happen by itself: no time, no housekeeper, no collection."""
     clock = Clock()
     monkeypatch.setattr(connpool.pool, "clock", clock)
+    monkeypatch.setattr(connpool.deadlines, "clock", clock)
     monkeypatch.setattr(connpool.threads, "housekeeper", NoHousekeeper())
     gc.collect()
     gc.freeze()  # what is there already need not be looked at again and again

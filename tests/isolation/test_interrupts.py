@@ -26,6 +26,8 @@ from connpool.adapters.pymysql import PyMySQLAdapter
 from isolation.leaks import naive
 
 pytestmark = [
+    # An interrupt may cost a connection, which is told like any other that was lost.
+    pytest.mark.filterwarnings("ignore:pool .* was lost without being given back:ResourceWarning"),
     pytest.mark.server,
     pytest.mark.stress,
     # Where they strike in a finalizer, or before the thread's own handler, nobody can catch them.

@@ -15,7 +15,11 @@ import pytest
 from connpool import ConnectionPool
 from connpool.testing import FakeAdapter, FakeServer
 
-pytestmark = pytest.mark.stress
+pytestmark = [
+    # An interrupt may cost a connection, which is told like any other that was lost.
+    pytest.mark.filterwarnings("ignore:pool .* was lost without being given back:ResourceWarning"),
+    pytest.mark.stress,
+]
 
 STRIKES = 5000  # of each kind
 NAIVE = 300  # enough for a pool that puts back what was taken

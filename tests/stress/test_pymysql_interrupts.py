@@ -25,6 +25,8 @@ from connpool.adapters.pymysql import PyMySQLAdapter
 from connpool.reset import Part
 
 pytestmark = [
+    # An interrupt may cost a connection, which is told like any other that was lost.
+    pytest.mark.filterwarnings("ignore:pool .* was lost without being given back:ResourceWarning"),
     pytest.mark.stress,
     pytest.mark.server,
     # Where they strike in a finalizer, or before the thread's own handler, nobody can catch them.
