@@ -21,7 +21,6 @@ from typing import Any
 
 import gevent
 
-import connpool
 from connpool import ConnectionPool, PoolDeadlock, PoolTimeout, PoolUnavailable
 from connpool.testing import FakeAdapter, FakeServer
 
@@ -188,9 +187,14 @@ def diagnosis() -> object:
     error = successor.get()
     report, gone = sorted(error.holders, key=lambda each: each.ended)
     assert (report.name, report.site, report.ended) == ("report", sites[1], False), report
-    assert "gevent.sleep(10)" in report.stack(), report.stack()
+    assert report.stack().endswith("    gevent.sleep(10)\n"), report.stack()
     assert gone.ended, gone
     assert not gone.stack()
+    pool.release(kept.pop())
+
+    leaver = gevent.spawn(leave)  # one that somebody still knows
+    leaver.join()
+    assert {each.name: each.ended for each in timeout().holders} == {"report": False, "a thread": True}
     pool.release(kept.pop())
     holder.kill()
 
@@ -319,6 +323,5 @@ def here(more: int) -> str:
 
 
 if __name__ == "__main__":
-    assert connpool.__file__
     scene: Callable[[], object] = globals()[sys.argv[1]]
     print(json.dumps(scene()), flush=True)

@@ -5,9 +5,10 @@ Each scene is a process of its own, because the tests' must not be patched; see 
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from servers.process import wait_until
 
 import connpool
 
+SOURCE = str(Path(connpool.__file__).parents[1])
 PATCHED = ["-m", "gevent.monkey"]
 MOST_LATE = 0.1
 """Of the ticks of a greenlet beside, how many may be late; all are, if somebody blocks the hub."""
@@ -29,11 +31,7 @@ def playing(scene: str, *, server: Any = None, patched: bool = True) -> Iterator
     asked = {"kind": "fake"} if server is None else {"kind": server.name, "params": server.params}
     command = [sys.executable, *PATCHED * patched, "scenes.py", scene]
     pipe = subprocess.PIPE
-    env = {
-        **os.environ,
-        "ASKED": json.dumps(asked),
-        "PYTHONPATH": str(Path(connpool.__file__).parents[1]),
-    }
+    env = {**os.environ, "ASKED": json.dumps(asked), "PYTHONPATH": SOURCE}
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, text=True, env=env, cwd=Path(__file__).parent
     ) as process:
@@ -88,6 +86,19 @@ def test_timeouts_and_kills_at_any_point_lose_no_place(server: PostgreSQL | Mari
         said = json.loads(process.stdout.readline())
         wait_until(lambda: census(server) == 5, what="the server sees what the pool says")
     assert min(said["struck"], said["served"]) > 20
+
+
+@pytest.mark.server
+def test_page_about_gevent_says_what_happens(postgresql: PostgreSQL) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "gevent.md").read_text()
+    found = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    code, printed = found.groups()
+    env = {**os.environ, "PYTHONPATH": SOURCE}
+    env |= {"PGHOST": postgresql.host, "PGPORT": str(postgresql.port), "PGUSER": postgresql.user}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=False)
+    assert (run.stdout, run.returncode) == (printed, 0), run.stderr
 
 
 # -- without a server --------------------------------------------------------------------------------
