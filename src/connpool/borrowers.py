@@ -3,6 +3,8 @@
 A borrow notes the code and the instruction of its caller, which is cheap and keeps nothing alive, and its
 thread.  All else is found when somebody asks: which line that is, what the thread is called, whether it is
 still inside that block.
+
+Where gevent has patched `threading`, its greenlets are the threads.
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import CodeType, FrameType
+from typing import Any
 
 _THROUGH = frozenset(
     [
         *("connpool", "contextlib", "asyncio", "concurrent", "threading"),
         *("psycopg", "psycopg2", "pymysql", "MySQLdb", "sqlite3"),
         *("aiomysql", "aiosqlite", "asyncmy", "asyncpg"),
-        *("anyio", "django", "fastapi", "flask_sqlalchemy", "sqlalchemy", "starlette"),
+        *("anyio", "django", "fastapi", "flask_sqlalchemy", "gevent", "sqlalchemy", "starlette"),
     ]
 )
 """Packages whose frames are looked through: who uses them is whose line is wanted."""
@@ -58,14 +62,35 @@ def _short(path: str) -> str:
     return path[len(longest) :].replace("\\", "/")
 
 
+present: Callable[[], object] = threading.get_ident
+"""Return what stands for the present borrower; replaced by `Threads.me`, so look it up at use."""
+
+
+def _present_greenlet() -> object:
+    """Return what stands for the present greenlet, and does not keep it alive.
+
+    Not its ident, which is its address: the next greenlet may well be born there.
+    """
+    owner = weakref.ref(sys.modules["gevent"].getcurrent())
+    hash(owner)  # kept in it: of a greenlet that is gone it could not be asked any more
+    return owner
+
+
 class Threads:
     """The borrowers of a `ConnectionPool`."""
 
     kind = "thread"
 
     def me(self) -> object:
-        """Return what stands for the present borrower."""
-        return threading.get_ident()  # looked up at use: gevent replaces it
+        """Return what stands for the present borrower.
+
+        Whoever is the first to borrow from a pool comes by here, and so does everybody who waits.  Hence
+        this is early enough to find that gevent has patched `threading`, also after our import.
+        """
+        global present  # noqa: PLW0603 -- an attribute of an object would cost the warm path more
+        if present is not _present_greenlet and _is_patched():
+            present = _present_greenlet
+        return present()
 
     def here(self) -> tuple[CodeType, int] | None:
         """Return the present borrower's place in his own code."""
@@ -74,12 +99,14 @@ class Threads:
 
     def name(self, owner: object) -> str | None:
         """Return what a borrower is called; ``None`` if it has ended."""
-        for thread in threading.enumerate():
-            if thread.ident == owner:
-                # The system gives the identity of a thread that has ended to the next one: the helper that
-                # looks after borrowers is the likeliest to have it, and is none.
-                return None if thread.name.startswith("connpool-") else thread.name
-        return f"thread {owner}" if owner in sys._current_frames() else None
+        if not isinstance(owner, weakref.ref):
+            return _thread_name(owner) or (f"thread {owner}" if owner in sys._current_frames() else None)
+        greenlet = owner()
+        if greenlet is None or greenlet.dead:
+            return None
+        # As it was named, or as logs name it, or as its repr() begins: the rest of that shows arguments.
+        name: str | None = vars(greenlet).get("name") or _thread_name(id(greenlet))
+        return name or f"{type(greenlet).__name__} at {id(greenlet):#x}"
 
     def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
         """Tell whether a borrower is inside the block that it borrowed for.
@@ -99,15 +126,43 @@ class Threads:
         return where(*site)
 
     def blocks(self) -> bool:
-        """Tell whether an event loop runs in this thread: all its tasks wait when the thread does."""
-        asyncio = sys.modules.get("asyncio")
-        return asyncio is not None and asyncio._get_running_loop() is not None
+        """Tell whether an event loop runs in this thread: all its tasks wait when the thread does.
+
+        So do gevent's greenlets where it has not patched `threading`.
+        """
+        asyncio: Any = sys.modules.get("asyncio")
+        if asyncio is not None and asyncio._get_running_loop() is not None:
+            return True
+        hub: Any = sys.modules.get("gevent.hub")
+        loop = getattr(hub, "Hub", None)  # missing while it is being imported
+        return loop is not None and isinstance(hub.getcurrent().parent, loop) and not _is_patched()
 
     def _frames(self, owner: object) -> Iterator[FrameType]:
-        frame = sys._current_frames().get(owner)  # type: ignore[call-overload] # a thread's identity
+        frame: FrameType | None
+        if not isinstance(owner, weakref.ref):
+            frame = sys._current_frames().get(owner)  # type: ignore[call-overload] # a thread's identity
+        elif (greenlet := owner()) is sys.modules["gevent"].getcurrent():
+            frame = sys._getframe()
+        else:
+            frame = greenlet and greenlet.gr_frame  # none if it runs in another thread
         while frame is not None:
             yield frame
             frame = frame.f_back
+
+
+def _is_patched() -> bool:
+    """Tell whether gevent has patched `threading`; it is not imported for that."""
+    asked = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    return asked is not None and asked("threading")
+
+
+def _thread_name(ident: object) -> str | None:
+    for thread in threading.enumerate():
+        if thread.ident == ident:
+            # The system gives the identity of a thread that has ended to the next one: the helper that looks
+            # after borrowers is the likeliest to have it, and is none.
+            return None if thread.name.startswith("connpool-") else thread.name
+    return None
 
 
 threads = Threads()

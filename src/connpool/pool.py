@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from sys import _getframe
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar, cast
 
+from . import borrowers
 from .adapter import Adapter, Credentials, adapter_for_url
 from .advice import Advice, advise
 from .borrowers import threads
@@ -69,7 +69,7 @@ class Lease(Generic[C]):
             frame = _getframe(1)
             slot.code = frame.f_code
             slot.lasti = frame.f_lasti
-            slot.owner = threading.get_ident()
+            slot.owner = borrowers.present()
             return entry.conn
         return pool._enter(self, entry)
 

@@ -139,8 +139,11 @@ class Housekeeper:
 
     def watch(self, runner: ThreadRunner, at: float | None) -> None:
         """Have ``runner.upkeep()`` run at an instant, or sooner; ``None``: it needs none any more."""
-        if at is None and not self.is_alive():
-            return
+        if not self.is_alive():
+            if at is None:
+                return
+            if not isinstance(self._inbox, queue.SimpleQueue):
+                self.reset()  # gevent has patched `queue` since our import: the old one would block its hub
         self._inbox.put((weakref.ref(runner), at))  # publish ...
         if not self.is_alive():  # ... then look; the thread does it the other way round, see _keep
             self._begin()

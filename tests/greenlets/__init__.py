@@ -1,0 +1,1 @@
+"""`ConnectionPool` under gevent."""
