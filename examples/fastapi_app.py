@@ -18,7 +18,9 @@ from connpool.adapters.psycopg_async import AsyncPsycopgAdapter
 
 logger = logging.getLogger("app")
 
-pool = connpool.AsyncConnectionPool(AsyncPsycopgAdapter(), name="web", max_size=5, max_waiting=50)
+# The server looks every second whether somebody waits for the answer still.
+adapter = AsyncPsycopgAdapter(options="-c client_connection_check_interval=1s")
+pool = connpool.AsyncConnectionPool(adapter, name="web", max_size=5, max_waiting=50)
 
 # -- opening and closing
 
