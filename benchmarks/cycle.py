@@ -3,11 +3,13 @@
 In short turns with the floor, in the same process, so that a noisy moment meets both.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
 from itertools import repeat
 from statistics import median
+from sys import _getframe
 from typing import Any
 
 from .drivers import RealDriver
@@ -47,10 +49,42 @@ def measure(peer: type[Peer], dsn: str, driver: str, turns: int) -> dict[str, An
             "ns": round(median(mine) * 1e9, 1),
             "floor_ns": round(median(least) * 1e9, 1),
             "to_floor": round(median(m / f for m, f in zip(mine, least, strict=True)), 4),
+            "site_ns": round(site() * 1e9, 1),
         }
     finally:
         pool.close()
         floor.close()
+
+
+class _Slot:
+    __slots__ = ("code", "lasti", "owner")
+
+
+def _note(slot: Any) -> None:
+    """What the warm path does to know its borrower."""
+    frame = _getframe(1)
+    slot.code = frame.f_code
+    slot.lasti = frame.f_lasti
+    slot.owner = threading.get_ident()
+    slot.owner = None
+
+
+def _nothing(slot: Any) -> None:
+    pass
+
+
+def site(cycles: int = 20_000) -> float:
+    """Return the seconds that it takes to note a borrower: his code, his instruction, his thread."""
+    slot, took = _Slot(), {}
+    for function in (_nothing, _note):
+        rounds = []
+        for _ in range(15):
+            began = time.perf_counter()
+            for _ in repeat(None, cycles):
+                function(slot)
+            rounds.append((time.perf_counter() - began) / cycles)
+        took[function] = median(rounds)
+    return took[_note] - took[_nothing]
 
 
 LOOP = """
@@ -120,6 +154,9 @@ def demands(cases: list[Case]) -> list[Demand]:
             )
             for name, limit in limits.items()
         ]
+        noted = series(case, OURS, "site_ns") if driver == "psycopg" else []
+        if noted:
+            kept.append(Demand("noting the borrower, µs", median(noted) / 1000, 0.2, at_most=True))
         to_floor = series(case, OURS, "to_floor")
         kept.append(
             Demand(

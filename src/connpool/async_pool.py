@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import weakref
-from asyncio import AbstractEventLoop, _get_running_loop, current_task
+from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
@@ -33,7 +33,7 @@ from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
 from .pool import _numbers
 from .reset import Policy
 from .stats import PoolStats
-from .tasks import NO_TASK, TaskRunner, TaskWaiter, tasks
+from .tasks import NO_TASK, TaskRunner, TaskWaiter, task_of, tasks
 from .threads import clock, slept
 
 C = TypeVar("C")
@@ -73,7 +73,7 @@ class Lease(Generic[C]):
             frame = _getframe(1)
             slot.code = frame.f_code
             slot.lasti = frame.f_lasti
-            task = current_task()
+            task = task_of(pool._loop)
             slot.owner = owner = NO_TASK if task is None else ref(task)
             hash(owner)  # kept in it: of a task that is gone it could not be asked any more
             return entry.conn
@@ -487,10 +487,14 @@ class AsyncConnectionPool(Generic[C]):
         core.resize(bounds.max_size, bounds.min_idle)
         self._runner.follow_up()
 
-    def stats(self) -> PoolStats:
-        """Return a consistent snapshot of all figures."""
+    def stats(self, *, reset_peaks: bool = True) -> PoolStats:
+        """Return a consistent snapshot of all figures.
+
+        Args:
+            reset_peaks: ``False`` leaves the peaks to others, as who reads at regular intervals should.
+        """
         dedicated = 0 if self._apart is None else self._apart.stats().size
-        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
+        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=reset_peaks)
 
     def describe(self) -> Description:
         """Return what the pool is: options, adapter, the server's limits, all that it says to the server.
@@ -585,12 +589,16 @@ class AsyncConnectionPool(Generic[C]):
                 self._bind()  # another loop runs: nothing was committed, and that must not go unnoticed
             return
         flow = self._flows.release(entry, exc, lease._ending)
-        del entry
-        if isinstance(exc, GeneratorExit):  # a coroutine that is being closed must not wait
-            self._runner.start(flow, copy_context())
-        elif (task := asyncio.current_task()) is not None and task.cancelling():
-            await self._runner.finish(flow)
+        closed = isinstance(exc, GeneratorExit)  # its coroutine, which must not wait then
+        if closed or ((task := asyncio.current_task()) is not None and task.cancelling()):
+            entry.slot.owner = None  # who leaves before it is back may borrow again, and waits for nobody's
+            del entry
+            if closed:
+                self._runner.start(flow, copy_context())
+            else:
+                await self._runner.finish(flow)
         else:
+            del entry
             await self._run(flow)
 
     def _run(self, flow: Flow[R]) -> Coroutine[Any, Any, R]:

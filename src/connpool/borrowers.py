@@ -61,6 +61,8 @@ def _short(path: str) -> str:
 class Threads:
     """The borrowers of a `ConnectionPool`."""
 
+    kind = "thread"
+
     def me(self) -> object:
         """Return what stands for the present borrower."""
         return threading.get_ident()  # looked up at use: gevent replaces it
@@ -74,7 +76,9 @@ class Threads:
         """Return what a borrower is called; ``None`` if it has ended."""
         for thread in threading.enumerate():
             if thread.ident == owner:
-                return thread.name
+                # The system gives the identity of a thread that has ended to the next one: the helper that
+                # looks after borrowers is the likeliest to have it, and is none.
+                return None if thread.name.startswith("connpool-") else thread.name
         return f"thread {owner}" if owner in sys._current_frames() else None
 
     def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:

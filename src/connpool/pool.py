@@ -13,7 +13,7 @@ from itertools import count
 from math import inf
 from sys import _getframe
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar, cast
 
 from .adapter import Adapter, Credentials, adapter_for_url
 from .advice import Advice, advise
@@ -51,7 +51,7 @@ class Lease(Generic[C]):
     _ending: ClassVar[Ending] = "commit"
     _entry: Entry[C] | None
     _pool: ConnectionPool[C]
-    _timeout: float | Default | None
+    _timeout: float | None  # not set: as the pool was told
 
     # -- warm path
 
@@ -378,13 +378,13 @@ class ConnectionPool(Generic[C]):
             PoolClosed: The pool is closed.
             PoolMisuse: The block's transaction had failed, and its error was caught inside the block.
         """
-        if timeout is not DEFAULT:
-            check_timeout("timeout", timeout)
         # -- warm path: a lease has no __init__, whose frame would cost a tenth of the whole cycle
         lease: Lease[C] = _GuardedLease() if self._debug else Lease()
         lease._pool = self
-        lease._timeout = timeout
         lease._entry = None
+        if timeout is not DEFAULT:
+            check_timeout("timeout", timeout)
+            lease._timeout = cast("float | None", timeout)
         return lease
         # -- end of warm path
 
@@ -534,10 +534,14 @@ class ConnectionPool(Generic[C]):
         )
         self._run(self._flows.resize(bounds.max_size, bounds.min_idle))
 
-    def stats(self) -> PoolStats:
-        """Return a consistent snapshot of all figures."""
+    def stats(self, *, reset_peaks: bool = True) -> PoolStats:
+        """Return a consistent snapshot of all figures.
+
+        Args:
+            reset_peaks: ``False`` leaves the peaks to others, as who reads at regular intervals should.
+        """
         dedicated = 0 if self._apart is None else self._apart.stats().size
-        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=True)
+        return self._core.snapshot(self.name, clock(), dedicated=dedicated, reading=reset_peaks)
 
     def describe(self) -> Description:
         """Return what the pool is: options, adapter, the server's limits, all that it says to the server.
@@ -590,9 +594,10 @@ class ConnectionPool(Generic[C]):
     # -- behind the lease ----------------------------------------------------------------------------
 
     def _lease(self, lease: Lease[C], timeout: float | Default | None) -> Lease[C]:
+        lease._pool, lease._entry = self, None
         if timeout is not DEFAULT:
             check_timeout("timeout", timeout)
-        lease._pool, lease._timeout, lease._entry = self, timeout, None
+            lease._timeout = cast("float | None", timeout)
         return lease
 
     def _enter(self, lease: Lease[C], candidate: Entry[C] | None) -> C:
@@ -602,7 +607,7 @@ class ConnectionPool(Generic[C]):
                 f"a lease serves one `with` block at a time; call connection() again (pool {self.name!r})"
             )
         lease._entry = None  # the flow owns it while it looks
-        timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
+        timeout = getattr(lease, "_timeout", self._options.acquire_timeout)
         timeout, deadline = limits(timeout)
         entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline))
         return entry.conn

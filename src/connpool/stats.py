@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import compress
 from math import ceil
 
 from .adapter import Fault
@@ -86,8 +85,8 @@ class Histogram:
     def fold(self, durations: list[float]) -> None:
         """Add *durations*, in seconds, now.
 
-        Bytes are counted in C: 35 ns a duration in a batch of a thousand.  To sort the batch costs 70
-        (its branches cannot be predicted), and to count one by one 75.
+        Bytes are counted in C, by what is left of them without one: about 30 ns a duration in a batch of a
+        thousand.  To sort the batch costs 70 (its branches cannot be predicted), to count one by one 75.
         """
         if durations:
             self.count += len(durations)
@@ -100,14 +99,24 @@ class Histogram:
     def _fold(self, durations: list[float]) -> None:
         raw = array("d", durations).tobytes()
         octaves, steps = raw[_FIRST::8], raw[_SECOND::8]
-        largest = 0
-        for octave in set(octaves):  # each is sixteen octaves wide: from 31 µs to 2 s it is the same one
-            alone = octaves.count(octave) == len(octaves)
-            mine = steps if alone else bytes(compress(steps, map(octave.__eq__, octaves)))
-            for step in set(mine):
-                bucket = octave << 8 | step
-                self._counts[bucket] += mine.count(step)
+        usual = octaves[len(octaves) // 2 :][:1]  # each is sixteen octaves wide: from 31 µs to 2 s it is one
+        counts, largest, strays = self._counts, 0, bytearray()
+        for octave in set(octaves.translate(None, usual)):
+            place = octaves.find(octave)
+            while place >= 0:
+                bucket = octave << 8 | steps[place]
+                counts[bucket] += 1
                 largest = max(largest, bucket)
+                strays.append(steps[place])
+                place = octaves.find(octave, place + 1)
+        while steps:
+            step, rest = steps[0], steps.translate(None, steps[:1])
+            counted = len(steps) - len(rest) - strays.count(step)
+            if counted:
+                bucket = usual[0] << 8 | step
+                counts[bucket] += counted
+                largest = max(largest, bucket)
+            steps = rest
         self._total += sum(durations)
         if largest >= _bucket(self._max):
             self._max = max(self._max, *durations)
@@ -209,6 +218,8 @@ class PoolStats:
     """Seconds since the first dial began: what the counters are about."""
     max_size: int
     """The most connections there may be."""
+    min_idle: int
+    """How many are kept idle and ready."""
     size: int
     """All connections, whatever their state."""
     idle: int
@@ -226,7 +237,7 @@ class PoolStats:
     oldest_wait: float
     """How long the first of them has waited; 0.0 if nobody waits."""
     peak_size: int
-    """The largest size since the last snapshot that `stats` has returned, whoever asked for it."""
+    """The largest size since `stats` was last called, by whomever, without ``reset_peaks=False``."""
     peak_in_use: int
     """The most connections lent at a time since then."""
     peak_waiting: int

@@ -589,6 +589,8 @@ class Task(Generic[R]):
 class FakePeople:
     """Borrowers that a test plays: who acts, where he stands, what he is called."""
 
+    kind = "thread"
+
     def __init__(self) -> None:
         self.owner: object = "somebody"
         """Who acts now."""

@@ -395,12 +395,15 @@ class AsyncAdapterContract(AdapterContract):
         with harness.black_hole() as (adapter, swallow):
             run(scenario(adapter.real, swallow))  # type: ignore[attr-defined]
 
-    @pytest.mark.parametrize("where", ["in its loop", "in another thread", "when its loop is closed"])
+    @pytest.mark.parametrize(
+        "where", ["in its loop", "in another thread", "when its loop stands still", "when its loop is closed"]
+    )
     def test_abort_ends_the_session_wherever_it_is_called(
         self, harness: AsyncHarness, lent: Lent, where: str
     ) -> None:
         """Finalizers call it, and they run anywhere."""
         before = len(harness.sessions(lent))
+        adapter = harness.aadapter()
 
         async def open_and_adopt() -> tuple[Any, object]:
             conn = await adapter.connect(LIMIT)
@@ -409,11 +412,20 @@ class AsyncAdapterContract(AdapterContract):
         async def abort() -> None:
             adapter.abort(conn)
 
-        adapter = harness.aadapter()
-        if where == "when its loop is closed":
+        def is_ended() -> bool:
+            assert adapter.verdict(conn, baseline) in FINISHED
+            until = monotonic() + SOON
+            while len(harness.sessions(lent)) > before:
+                if monotonic() > until:
+                    return False
+            return True
+
+        if "its loop is closed" in where or "stands still" in where:
             with asyncio.Runner() as runner:
                 conn, baseline = runner.run(open_and_adopt())
-                runner.run(harness.arun(conn, "SELECT 1"))
+                if "stands still" in where:
+                    adapter.abort(conn)
+                    assert is_ended()
             adapter.abort(conn)
         else:
             conn, baseline = run(open_and_adopt())
@@ -421,25 +433,32 @@ class AsyncAdapterContract(AdapterContract):
                 run(abort())
             else:
                 adapter.abort(conn)
-        assert adapter.verdict(conn, baseline) in FINISHED
-        until = monotonic() + SOON
-        while len(harness.sessions(lent)) > before:
-            assert monotonic() < until, "the session lives on"
+        assert is_ended()
 
+    @pytest.mark.parametrize("where", ["in its loop", "in another thread"])
     def test_a_connection_that_nobody_refers_to_gives_up_its_session(
-        self, harness: AsyncHarness, lent: Lent
+        self, harness: AsyncHarness, lent: Lent, where: str
     ) -> None:
         before = len(harness.sessions(lent))
         adapter = harness.aadapter()
 
-        async def lose() -> None:
+        async def lose() -> Any:
+            # From now on the loop refuses to be called from another thread.
+            asyncio.get_running_loop().set_debug(True)
             conn = await adapter.connect(LIMIT)
             adapter.adopt(conn)
+            return conn if where == "in another thread" else None
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # the drivers', some of which give one
-            run(lose())
-            until = monotonic() + SOON
-            while len(harness.sessions(lent)) > before:
-                gc.collect()
-                assert monotonic() < until, "the session lives on"
+        async def stop_debugging() -> None:
+            asyncio.get_running_loop().set_debug(False)
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # the drivers', some of which give one
+                run(lose())
+                until = monotonic() + SOON
+                while len(harness.sessions(lent)) > before:
+                    gc.collect()
+                    assert monotonic() < until, "the session lives on"
+        finally:
+            run(stop_debugging())

@@ -226,6 +226,16 @@ def test_the_borrowers_close_is_told_from_a_lost_transaction(lend: Callable[...,
     assert cancelled.verdict() is Verdict.BROKEN
 
 
+def test_what_the_loop_has_read_already_is_seen(lent: Lent) -> None:
+    assert lent.adapter.alive(lent.conn)
+
+    async def receive() -> None:
+        lent.conn.real._reader.feed_data(b"unasked")
+
+    run(receive())
+    assert not lent.adapter.alive(lent.conn)
+
+
 def test_a_procedure_that_begins_and_fails_is_dirty_with_autocommit(lent: Lent) -> None:
     conn = lent.conn
     conn.autocommit(True)

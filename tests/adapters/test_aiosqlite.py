@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,11 @@ class AiosqliteHarness(AsyncHarness, SQLiteHarness):
 
     def sessions(self, lent: Lent) -> list[Any]:
         return [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+
+    def alterations(self) -> Mapping[str, Callable[[Any], object]]:
+        shown = dict(super().alterations())
+        shown.pop("autocommit", None)  # aiosqlite does not pass it on
+        return shown
 
     async def arun(self, conn: aiosqlite.Connection, statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await conn.execute_fetchall(statement)]
@@ -163,6 +168,35 @@ def test_a_step_that_waits_for_the_thread_keeps_its_limit(lent: Lent) -> None:
         await asyncio.wait([task])
 
     run(wait())
+
+
+def test_what_a_cancelled_dial_has_opened_is_closed(tmp_path: Path) -> None:
+    events: list[str] = []
+    go_on = threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            go_on.wait(SOON)
+            super().__init__(*args, **kwargs)
+            events.append("opened")
+
+        def close(self) -> None:
+            super().close()
+            events.append("closed")
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(AiosqliteAdapter(tmp_path / "app.db", factory=Slow).connect(LIMIT))
+        await asyncio.wait([task], timeout=0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        workers = [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+        go_on.set()
+        for worker in workers:
+            worker.join(SOON)
+
+    run(cancel())
+    assert events == ["opened", "closed"]
 
 
 def test_a_connection_that_only_its_thread_may_look_at_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """psycopg for asyncio: the contract, plain and TLS, and what only these connections have."""
 
+import asyncio
+import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,9 +10,13 @@ import psycopg
 import pytest
 from servers import PostgreSQL
 
-from adapters.async_contract import AsyncAdapterContract, AsyncHarness, Unread
+from adapters.async_contract import AsyncAdapterContract, AsyncHarness, Unread, run
+from adapters.contract import LIMIT, SOON
 from adapters.test_psycopg import PsycopgHarness, wait_readable
-from connpool.adapters.psycopg_async import AsyncPsycopgAdapter
+from connpool.adapter import Verdict
+from connpool.adapters.psycopg import Steps, Wait
+from connpool.adapters.psycopg_async import AsyncPsycopgAdapter, _run
+from connpool.errors import PoolMisuse
 
 pytestmark = pytest.mark.server
 
@@ -71,3 +78,89 @@ class TestPlain(AsyncAdapterContract):
     @pytest.fixture
     def harness(self, postgresql: PostgreSQL, postgresql_database: str) -> AsyncHarness:
         return AsyncPsycopgHarness(postgresql, postgresql_database)
+
+
+# -- what only these connections have ----------------------------------------------------------------
+
+
+@pytest.fixture
+def harness(postgresql: PostgreSQL) -> AsyncPsycopgHarness:
+    return AsyncPsycopgHarness(postgresql, postgresql.dbname)
+
+
+def test_an_abort_leaves_the_descriptor_to_the_task_that_watches_it(harness: AsyncPsycopgHarness) -> None:
+    """Else the next connection gets the same number, and the loop's selector takes it for the old one."""
+
+    async def abort() -> None:
+        adapter = harness.aadapter()
+        conn = await adapter.connect(LIMIT)
+        task = asyncio.ensure_future(harness.aslow(conn))
+        await asyncio.wait([task], timeout=0.05)
+        fileno = conn.fileno()
+        adapter.abort(conn)
+        assert os.fstat(fileno)
+        await asyncio.wait([task], timeout=SOON)
+        assert isinstance(task.exception(), psycopg.OperationalError)
+        await adapter.close(conn, SOON)
+        assert conn.closed
+
+    run(abort())
+
+
+def test_a_cancelled_step_is_cleaned_up_behind_whoever_keeps_the_exception() -> None:
+    here, there = socket.socketpair()
+
+    def steps() -> Steps[None]:
+        yield Wait(here.fileno(), None)
+
+    async def cancel() -> BaseException | None:
+        task = asyncio.ensure_future(_run(waiting))
+        await asyncio.sleep(0)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError as exc:
+            return exc
+        return None
+
+    waiting = steps()
+    with here, there:
+        kept = run(cancel())
+        assert kept is not None
+        assert waiting.gi_frame is None
+
+
+def test_a_statement_that_was_cancelled_leaves_a_connection_at_rest(harness: AsyncPsycopgHarness) -> None:
+    """psycopg has taken it back at the server before CancelledError goes on."""
+
+    async def cancel() -> None:
+        adapter = harness.aadapter()
+        conn = await adapter.connect(LIMIT)
+        baseline = adapter.adopt(conn)
+        task = asyncio.ensure_future(harness.aslow(conn))
+        await asyncio.wait([task], timeout=0.05)
+        task.cancel()
+        await asyncio.wait([task], timeout=SOON)
+        assert adapter.verdict(conn, baseline) is Verdict.FAILED
+        await adapter.close(conn, SOON)
+
+    run(cancel())
+
+
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_a_name_is_resolved_without_blocking_the_loop(
+    harness: AsyncPsycopgHarness, limit: float | None
+) -> None:
+    async def resolve() -> None:
+        adapter = AsyncPsycopgAdapter(**{**harness.params, "host": "localhost"})
+        conn = await adapter.connect(limit)
+        await adapter.ping(conn, limit)
+        await adapter.close(conn, limit)
+
+    run(resolve())
+
+
+def test_a_synchronous_connection_is_refused(harness: AsyncPsycopgHarness) -> None:
+    with psycopg.connect(**harness.params) as conn:
+        with pytest.raises(PoolMisuse, match="not a psycopg.AsyncConnection"):
+            harness.aadapter().adopt(conn)

@@ -145,6 +145,9 @@ def assert_lawful(core: Core[Any], *, in_use: int | None = None) -> None:
     assert stats.size == parts == len(core.slots), stats
     assert stats.opened - sum(stats.discards.values()) == stats.idle + stats.in_use + stats.validating, stats
     assert stats.acquires == stats.releases + stats.in_use, stats
+    assert stats.dials == stats.dial_failures + stats.opened + stats.opening, stats
+    assert stats.dial_failures == sum(stats.faults.values()), stats
+    assert stats.use.count == stats.releases - stats.discards["lost"] - stats.discards["detached"], stats
     assert in_use is None or stats.in_use == in_use, stats
     live = [waiter for waiter in core.waiters if waiter.outcome is None and waiter is not core._gate]
     assert core.suspended or not (live and core.idle), "an idle entry and a live waiter coexist"

@@ -13,7 +13,7 @@ from engine.driver import Hand, World, assert_lawful, discards, refusal
 from connpool.adapter import Fault
 from connpool.engine import diagnosis
 from connpool.engine.core import Core
-from connpool.engine.records import Entry
+from connpool.engine.records import Entry, Slot
 from connpool.errors import (
     Holder,
     PoolClosed,
@@ -153,7 +153,7 @@ def test_holder_whose_thread_has_ended_is_told() -> None:
     hand = world.acquire(0.0)
     assert explanation(hand) == [
         "  held for 0 s by views.py:41 in a thread, which has ended",
-        "1 of 1 were borrowed by threads that have ended: a leak, unless they were handed over",
+        "1 of 1 were borrowed by somebody who has ended: a leak, unless they were handed over",
     ]
 
 
@@ -593,3 +593,55 @@ def test_options_are_checked() -> None:
 
 def test_holder_reads_as_a_sentence() -> None:
     assert str(Holder(25.31, "worker-1", "app/views.py:41")) == "25.3 s by app/views.py:41 in worker-1"
+
+
+def test_error_that_no_adapter_can_be_found_for_is_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(found: object, connect: object) -> None:
+        raise LookupError("no such module")
+
+    world = World(lambda: None)
+    world.flows._find = find
+    error = OSError("refused")
+    assert world.flows._dial_fault(error) is Fault.ORDINARY
+    assert error.__notes__ == ["and no adapter was found for it: LookupError('no such module')"]
+
+
+def test_connection_that_is_lost_while_it_is_looked_at_is_passed_over() -> None:
+    world = World(warn_after=1.0)
+    borrow(world, "worker-1", 41)
+    (slot,) = world.core.slots
+    world.now += 2.0
+    real = world.core._borrows
+
+    def lose_meanwhile() -> Any:
+        found = real()
+        KEPT.clear()  # another thread, between two bytecodes
+        return found
+
+    world.core._borrows = lose_meanwhile  # type: ignore[method-assign] # that is the test
+    assert [borrow.slot for borrow in world.core.overdue(world.now - 1.0)] == [slot]
+
+
+def test_pool_that_nobody_can_run_a_flow_for_any_more_is_cut() -> None:
+    world = World()
+    world.stock(2)
+    entry = borrow(world, "worker-1", 41)
+    world.flows.cut()
+    assert not world.core.idle
+    assert not entry.conn.closed
+    world.release(entry).value()
+    world.work()
+    assert not world.server.sessions
+
+
+def test_entries_can_be_looked_at() -> None:
+    world = World()
+    entry = borrow(world, "worker-1", 41)
+    assert world.core.entries() == [entry]
+
+
+def test_place_without_a_connection_is_freed_when_the_pool_is_cut() -> None:
+    world = World()
+    world.core.debris.append(Slot())
+    world.flows.cut()
+    assert not world.core.debris

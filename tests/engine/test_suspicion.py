@@ -542,7 +542,7 @@ def test_caller_whose_deadline_comes_before_the_next_dial_fails_at_once() -> Non
     assert isinstance(hand.error.__cause__, FakeOperationalError)
     assert "park" not in hand.steps
     assert not world.core.waiters
-    assert world.core.totals.timeouts == 1
+    assert world.core.totals.unavailable == 1
 
 
 @pytest.mark.parametrize("timeout", [2.6, None])

@@ -197,6 +197,28 @@ def test_a_block_that_was_cancelled_between_statements_is_rolled_back_and_its_co
     play(main)
 
 
+def test_a_task_that_left_before_its_connection_was_back_does_not_wait_for_itself() -> None:
+    async def main() -> None:
+        server = FakeServer(latency={Step.ROLLBACK: 0.05})
+        task = asyncio.current_task()
+        assert task is not None
+        async with make_pool(server, max_size=1) as pool:
+            with pytest.raises(asyncio.CancelledError):
+                async with pool.connection() as conn:
+                    conn.execute("write")
+                    task.cancel()
+                    asyncio.get_running_loop().call_later(0.01, task.cancel)  # while it is rolled back
+                    await asyncio.sleep(60)
+            spare_me()
+            assert pool.stats().in_use == 1  # a task of the pool's has it
+            async with pool.connection():
+                pass
+            await assert_sound(pool, server)
+            assert server.connects == 1
+
+    play(main)
+
+
 def test_a_block_that_was_cancelled_in_the_middle_of_an_exchange_loses_its_connection() -> None:
     async def main() -> None:
         server = FakeServer()

@@ -2,10 +2,14 @@
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
+import connpool
 from connpool import PoolDeadlock, PoolTimeout
+from connpool.events import Event
 from connpool.testing import FakeConnection, FakeServer
 from tasks.stage import Pool, assert_sound, make_pool, play
 
@@ -74,5 +78,45 @@ def test_tasks_that_wait_for_each_other_are_told_at_once() -> None:
             (error,) = (result for result in results if isinstance(result, BaseException))
             assert isinstance(error, PoolDeadlock)
             await assert_sound(pool, server)
+
+    play(main)
+
+
+def test_connection_that_an_async_generator_holds_is_no_deadlock() -> None:
+    async def main() -> None:
+        async with make_pool(FakeServer(), max_size=1) as pool:
+
+            @asynccontextmanager
+            async def dependency() -> AsyncIterator[object]:
+                async with pool.connection() as conn:
+                    yield conn
+
+            held = dependency()
+            await held.__aenter__()  # who leaves it is somebody else, perhaps
+            with connpool.deadline(0.05), pytest.raises(PoolTimeout) as caught:
+                async with dependency():
+                    pass
+            assert not isinstance(caught.value, PoolDeadlock)
+            await held.__aexit__(None, None, None)
+
+    play(main)
+
+
+def test_tasks_that_hold_long_or_end_are_told_by_name() -> None:
+    async def main() -> None:
+        events: list[Event] = []
+        kept: list[object] = []
+
+        async def take() -> None:
+            kept.append(await pool.acquire())
+
+        async with make_pool(FakeServer(), max_size=2, warn_after=0.05, observers=[events.append]) as pool:
+            await asyncio.create_task(take())
+            async with pool.connection():
+                await asyncio.sleep(0.2)
+            await pool.release(kept.pop())  # type: ignore[arg-type] # what was taken
+            names = {event.name for event in events}
+            assert names == {"long_hold", "thread_ended", "long_hold_over"}
+            assert any("the task that borrowed" in event.text for event in events)
 
     play(main)

@@ -185,7 +185,7 @@ def test_an_acquired_connection_that_is_garbage_frees_its_place(pool, server):
             gc.collect()
         assert len(server.sessions) <= 2
         assert pool.stats().discards["lost"] >= 18
-    assert_all_places_are_free(pool)
+        assert_all_places_are_free(pool)
 
 
 # -- detach() --------------------------------------------------------------------------------------------

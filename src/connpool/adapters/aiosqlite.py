@@ -119,6 +119,7 @@ class AiosqliteAdapter:
 
     name: str = "aiosqlite"
     bounded: bool = True
+    sees_transactions: bool = True
     errors: Mapping[type[PoolError], type[PoolError]] = SQLiteAdapter.errors
     parts: Collection[Part] = SQLiteAdapter.parts
     says: Mapping[str, str] = SQLiteAdapter.says
@@ -153,13 +154,9 @@ class AiosqliteAdapter:
         iter_chunk_size: int = 64,
     ) -> None:
         self._sqlite = sqlite
+        self.sees_transactions = sqlite is None or sqlite.sees_transactions
         self._connect = connect
         self._iter_chunk_size = iter_chunk_size
-
-    @property
-    def sees_transactions(self) -> bool:
-        """Whether `verdict` can tell CLEAN from DIRTY: not with ``autocommit=False``."""
-        return self._sqlite is None or self._sqlite.sees_transactions
 
     def __repr__(self) -> str:
         if self._connect is not None:
@@ -217,7 +214,9 @@ class AiosqliteAdapter:
             self._sqlite = SQLiteAdapter.around(conn._connector)
         if _classes.give(conn):
             cast("Any", conn)._calls = _Calls()
-        return self._sqlite.adopt(raw)
+        baseline = self._sqlite.adopt(raw)
+        self.sees_transactions = self._sqlite.sees_transactions
+        return baseline
 
     async def remember(
         self,

@@ -39,6 +39,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ssl
+import warnings
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -195,10 +196,11 @@ def _pooled(base: type[Any]) -> type[Any]:
             await super().set_builtin_type_codec(*args, **kwargs)
 
         def __del__(self) -> None:
-            # asyncpg would call the loop's methods in whatever thread collects garbage.
-            if not (self.is_closed() or is_here(self._loop)):
+            if self.is_closed() or is_here(self._loop):
+                super().__del__()
+            else:  # asyncpg would call the loop's methods in whatever thread collects garbage
+                warnings.warn(f"unclosed connection {self!r}", ResourceWarning, source=self, stacklevel=2)
                 _cut_off(self)
-            super().__del__()
 
     return Pooled
 

@@ -230,8 +230,8 @@ class _Settings:
     pgconn: Any
     locked: Callable[[], bool]
     backlog: Any
-    # Something was set, or must be looked at; None: nothing tells, so always look.
-    touched: bool | None
+    touched: bool  # something was set, or must be looked at
+    watched: bool = True  # whether anything tells; if not, `touched` stays
 
 
 def _watched(base: type[Any]) -> type[Any]:
@@ -276,7 +276,7 @@ def _watch(conn: BaseConnection[Any], settings: _Settings) -> None:
     try:
         _classes.give(conn)
     except TypeError:
-        settings.touched = None
+        settings.touched, settings.watched = True, False
 
 
 class _Unknown:
@@ -389,7 +389,7 @@ def _judge(conn: Any, was: _Settings) -> Verdict:
         or conn._notifies_backlog
     ):
         return _ALTERED
-    if was.touched:
+    if was.touched and was.watched:
         # Set, and set back, as `transaction()` does with its counter.
         was.pgconn, was.locked, was.backlog = pgconn, conn.lock.locked, conn._notifies_backlog
         was.touched = False
@@ -832,7 +832,7 @@ class Psycopg(Generic[B]):
                 pgconn.transaction_status
                 or pgconn.pipeline_status
                 or locked()
-                or baseline.touched is not False
+                or baseline.touched
                 or baseline.backlog
             ):
                 return _judge(conn, baseline)

@@ -958,6 +958,8 @@ class Core(Generic[C]):
         """
         if self.suspended or len(self.slots) < self.max_size:
             return [], []
+        if all(slot.owner != waiter.owner for slot in self.slots):
+            return [], []  # the usual end: nobody looks at ten thousand waiters each time one more comes
         borrows = self._borrows()
         waiters = [other for other in self.waiters if other.outcome is None and other is not self._gate]
         waiting = {other.owner for other in waiters}
@@ -1054,6 +1056,7 @@ class Core(Generic[C]):
             name=name,
             age=0.0 if self.born_at is None else now - self.born_at,
             max_size=self.max_size,
+            min_idle=self.min_idle,
             size=len(self.slots),
             idle=idle,
             in_use=in_use,

@@ -55,7 +55,7 @@ def hint(stats: PoolStats, holders: tuple[Holder, ...], *, suspended: bool, faul
     ended = sum(holder.ended for holder in holders)
     if ended:
         return (
-            f"{ended} of {len(holders)} were borrowed by threads that have ended: a leak, unless they were "
+            f"{ended} of {len(holders)} were borrowed by somebody who has ended: a leak, unless they were "
             "handed over"
         )
     long = [holder for holder in holders if holder.held >= LONG]

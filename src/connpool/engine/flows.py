@@ -253,8 +253,7 @@ class Flows(Generic[C]):
                         raise failure
                     finally:
                         failure = None  # else the traceback and this frame would keep each other alive
-                if core.owes():
-                    yield from self.follow_up(waiter, deadline)
+                yield from self.follow_up(waiter, deadline)
                 waiter = self._again(waiter)
         except BaseException:
             self._give_up(waiter, entry)
@@ -291,8 +290,11 @@ class Flows(Generic[C]):
             if core.owes() or looking:
                 yield from self.follow_up(waiter, deadline)
             if waiter.outcome is None:
-                if deadline is not None and (self._clock() >= deadline or core.hopeless(deadline)):
-                    outcome = core.leave(waiter, timed_out=True)
+                expired = deadline is not None and self._clock() >= deadline
+                if expired or (deadline is not None and core.hopeless(deadline)):
+                    outcome = core.leave(waiter, timed_out=expired)
+                    if outcome is Refusal.LEFT and not expired:
+                        core.refused()
                     break
                 if not parked:
                     parked = True
@@ -1205,14 +1207,15 @@ class Flows(Generic[C]):
             return
         for borrow in core.overdue(now - warn_after):
             site, held = self._where(borrow.site), now - borrow.since
-            who = self._people.name(borrow.owner) or "a thread that has ended"
+            who = self._people.name(borrow.owner) or f"a {self._people.kind} that has ended"
             text = f"{site} in {who} has held a connection for {held:.3g} s"
             yield from self._tell("long_hold", text, site=site, held=held, holder=who)
         for borrow in core.borrows():
             if not borrow.slot.orphaned and self._people.name(borrow.owner) is None:
                 borrow.slot.orphaned = True
                 site, held = self._where(borrow.site), now - borrow.since
-                text = f"the thread that borrowed at {site} ended without giving back; it had {held:.3g} s"
+                kind = self._people.kind
+                text = f"the {kind} that borrowed at {site} ended without giving back; it had {held:.3g} s"
                 yield from self._tell("thread_ended", text, site=site, held=held)
 
     def _where(self, site: Site | None) -> str:
@@ -1231,7 +1234,7 @@ class Flows(Generic[C]):
             found.append(
                 Holder(
                     now - borrow.since,
-                    name or "a thread",
+                    name or f"a {people.kind}",
                     self._where(borrow.site),
                     self._where(asked[borrow.owner]) if waits else None,
                     name is None,

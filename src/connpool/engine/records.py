@@ -22,7 +22,10 @@ Site: TypeAlias = tuple[CodeType, int]
 
 
 class People(Protocol):
-    """What a runtime knows of those who borrow: threads, tasks."""
+    """What a runtime knows of those who borrow."""
+
+    kind: str
+    """What they are: "thread", "task"."""
 
     def me(self) -> object:
         """Return what stands for the present borrower; equal for the same one, and keeping nothing alive."""
