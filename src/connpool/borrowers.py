@@ -100,12 +100,17 @@ class Threads:
     def name(self, owner: object) -> str | None:
         """Return what a borrower is called; ``None`` if it has ended."""
         if not isinstance(owner, weakref.ref):
-            return _thread_name(owner) or (f"thread {owner}" if owner in sys._current_frames() else None)
+            name = _thread_name(owner)
+            if name is not None and name.startswith("connpool-"):
+                # The system gives the identity of a thread that has ended to the next one: the helper that
+                # looks after borrowers is the likeliest to have it, and is none.
+                return None
+            return name or (f"thread {owner}" if owner in sys._current_frames() else None)
         greenlet = owner()
         if greenlet is None or greenlet.dead:
             return None
         # As it was named, or as logs name it, or as its repr() begins: the rest of that shows arguments.
-        name: str | None = vars(greenlet).get("name") or _thread_name(id(greenlet))
+        name = vars(greenlet).get("name") or _thread_name(id(greenlet))
         return name or f"{type(greenlet).__name__} at {id(greenlet):#x}"
 
     def stands(self, owner: object, code: CodeType | None, lasti: int) -> bool:
@@ -157,12 +162,7 @@ def _is_patched() -> bool:
 
 
 def _thread_name(ident: object) -> str | None:
-    for thread in threading.enumerate():
-        if thread.ident == ident:
-            # The system gives the identity of a thread that has ended to the next one: the helper that looks
-            # after borrowers is the likeliest to have it, and is none.
-            return None if thread.name.startswith("connpool-") else thread.name
-    return None
+    return next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
 
 
 threads = Threads()

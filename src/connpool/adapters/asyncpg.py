@@ -460,16 +460,19 @@ class AsyncpgAdapter(Generic[C]):
     # -- closing -------------------------------------------------------------------------------------
 
     async def close(self, conn: C, limit: float | None) -> None:
-        """Say goodbye, if the connection is at rest and its loop is this one; close in any case."""
+        """Say goodbye, if the connection is at rest and its loop is this one; close in any case.
+
+        What was cancelled is ended in the server first: cut off at once, asyncpg would not tell it, and
+        a statement goes on there although nobody waits for it.
+        """
         protocol = conn._protocol
         try:
-            if (
-                protocol is not None
-                and is_here(conn._loop)
-                and not (getattr(protocol, "inside", 0) or protocol._is_cancelling())
-            ):
+            if protocol is not None and is_here(conn._loop):
                 async with asyncio.timeout(limit):
-                    await conn.close()
+                    if conn._cancellations:
+                        await asyncio.wait(conn._cancellations)
+                    if not (getattr(protocol, "inside", 0) or protocol._is_cancelling()):
+                        await conn.close()
         except Exception:
             pass  # it is closed without a word
         finally:
