@@ -87,19 +87,19 @@ def package(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the whole suite here, the quick part of it on the other interpreters."""
     session.install(".[test]")
+    fewer = {"CONNPOOL_SCHEDULES": "2000", "CONNPOOL_OUTAGES": "100"}
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif session.python != RUNNING:
-        fewer = {"CONNPOOL_SCHEDULES": "2000", "CONNPOOL_OUTAGES": "100"}
         session.run("pytest", *TOGETHER, "-m", QUICK, env=fewer)
     else:
         session.run("python", "-c", SERVERS, env={"PYTHONPATH": "tests"})
         # Apart: coverage traces, too, and two tracers in one thread do not bear each other.
-        session.run("pytest", "-m", "bytecode")
-        session.run("coverage", "run", "-m", "pytest", "-m", QUICK)
-        session.run("coverage", "report")
+        session.run("pytest", *TOGETHER, "-m", "bytecode")
+        session.run("pytest", *TOGETHER, "-m", QUICK)
+        session.run("coverage", "run", "-m", "pytest", "-m", QUICK, "tests/engine", env=fewer)
         session.run("coverage", "report", "--include=*/engine/*", "--fail-under=100")
-        # Without: what waits for servers has limits of time to keep; what loads the machine stays alone.
+        # What waits for servers has limits of time to keep; what loads the machine stays alone.
         session.run("pytest", *TOGETHER, "-m", "server and not stress and not chaos and not bytecode")
         session.run("pytest", "-m", "(stress or chaos) and not bytecode")
 
