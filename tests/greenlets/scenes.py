@@ -156,7 +156,7 @@ def diagnosis() -> object:
     def hold() -> None:
         sites.append(here(1))
         with pool.connection():
-            gevent.sleep(10)
+            gevent.sleep(600)
 
     def leave() -> None:
         kept.append(pool.acquire())
@@ -187,7 +187,7 @@ def diagnosis() -> object:
     error = successor.get()
     report, gone = sorted(error.holders, key=lambda each: each.ended)
     assert (report.name, report.site, report.ended) == ("report", sites[1], False), report
-    assert report.stack().endswith("    gevent.sleep(10)\n"), report.stack()
+    assert report.stack().endswith("    gevent.sleep(600)\n"), report.stack()
     assert gone.ended, gone
     assert not gone.stack()
     pool.release(kept.pop())
