@@ -57,7 +57,10 @@ def census(server: PostgreSQL | MariaDB) -> int:
 
 @pytest.fixture(params=["postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
+    server = request.getfixturevalue(request.param)
+    server.terminate_sessions()  # a statement of another test's may go on for a while
+    wait_until(lambda: not server.census(), what="nobody else is there")
+    return server
 
 
 # -- real servers ------------------------------------------------------------------------------------

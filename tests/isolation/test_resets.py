@@ -259,7 +259,10 @@ def test_dedicated_connection_leaves_the_pool_its_places(driver: Driver) -> None
             assert len({driver.session(conn), driver.session(other), next_session(pool, driver)}) == 3
             assert pool.stats().size == 1
             assert pool.stats().dedicated == 2
-            with pytest.raises(PoolTimeout, match=r"2 of 2 in use.*dedicated"), pool.dedicated(timeout=0.05):
+            with (
+                pytest.raises(PoolTimeout, match=r"all 2 connections are held .*dedicated"),
+                pool.dedicated(timeout=0.05),
+            ):
                 pass
         wait_until(lambda: pool.stats().dedicated == 0)
         assert pool.stats().size == 1

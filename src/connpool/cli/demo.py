@@ -7,6 +7,7 @@ more often than another.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic as clock
@@ -32,6 +33,7 @@ __all__ = ("Plan", "run")
 
 def run(plan: Plan, database: Database[C], view: View) -> bool:
     """Show what the pool does; return whether the promise held."""
+    logging.getLogger("connpool").addHandler(logging.NullHandler())  # the view shows what the log would tell
     with view:
         view.begin(plan, database.title, kills_sessions=database.kills_sessions)
         pooled = _Pooled(plan, database)
