@@ -8,6 +8,7 @@ Each strike waits until its caller is in the middle of borrowing, and the next u
 import argparse
 import ctypes
 import json
+import logging
 import random
 import signal
 import sys
@@ -24,6 +25,8 @@ from connpool.testing import FakeAdapter, FakeConnection, FakeServer
 SIZE = 3
 CALLERS = 4
 DELAY = 2e-4  # seconds from the beginning of a borrowing to its strike, at most
+
+logging.getLogger("connpool").addHandler(logging.NullHandler())  # what a strike costs is told
 
 
 class Strike(BaseException):

@@ -55,7 +55,8 @@ def test_naive_pool_loses_places_to_strikes(form: str, where: str) -> None:
 
 
 def test_wait_on_the_main_thread_ends_soon_after_ctrl_c() -> None:
-    with ConnectionPool(FakeAdapter(FakeServer()), max_size=1) as pool, pool.connection():
+    with ConnectionPool(FakeAdapter(FakeServer()), max_size=1) as pool:
+        conn = pool.acquire()  # no block, of which a second one inside would be a deadlock
         timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
         timer.start()
         began = time.monotonic()
@@ -64,3 +65,4 @@ def test_wait_on_the_main_thread_ends_soon_after_ctrl_c() -> None:
         assert time.monotonic() - began < 0.3 + 0.2 + 0.1
         timer.join()
         assert pool.stats().waiting == 0
+        pool.release(conn)
