@@ -58,6 +58,7 @@ INSTEAD = {
     "connpool.pool.Lease": "connpool.ConnectionPool.connection",
     "connpool.async_pool.Lease": "connpool.AsyncConnectionPool.connection",
     "connpool.options.Default": "connpool.DEFAULT",
+    "connpool.metrics.Pool": "connpool.ConnectionPool",
 }
 # Shown by their names only: a reader of the reference need not know them.
 INTERNAL = ("connpool.engine.",)
