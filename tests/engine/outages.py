@@ -92,8 +92,7 @@ class Outage:
         for _ in range(10):
             self.visit(began + draw.random() * 60.0)
             self.visit(began + draw.random() * DAY)
-        # Whoever waits at the end came long before: from there on the pauses are those with a waiter.
-        self.come(ends - 6.0 - draw.random() * 10.0)
+        self.come(ends - draw.random() * 10.0)
         late = ends + draw.random() * 20.0
         self.come(late)
         simulation.at(ends, self.end)

@@ -191,6 +191,8 @@ class Core(Generic[C]):
                 waiter.outcome = Refusal.OVERLOADED
                 return waiter.outcome
             waiter.ticket = next(self._tickets)
+        if not self.abandoned:  # the pause may date from a time when nobody waited
+            self.retry_at = min(self.retry_at, self.failed_at + upkeep.PAUSE_CAP)
         place = len(waiters)
         while place and (waiters[place - 1].ticket or 0) > waiter.ticket:
             place -= 1  # it was here before: its candidate turned out to be dead
