@@ -37,9 +37,10 @@ def load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
-def software() -> dict[str, str]:
+def software(*more: str) -> dict[str, str]:
+    """Return the versions of Python, of the drivers and of *more* distributions, as far as they are here."""
     found = {"Python": f"{platform.python_implementation()} {platform.python_version()}"}
-    for name in ("psycopg", "psycopg-binary", "PyMySQL"):
+    for name in ("psycopg", "psycopg-binary", "PyMySQL", *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -55,20 +55,24 @@ def draw(results: dict[str, Any], folder: Path) -> dict[str, str]:
                 continue
             figure = Figure()
             alternative = picture(figure, cases)
-            path = folder / f"{name}.svg"
-            figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            # matplotlib ends lines with blanks, which hooks that look at text files dislike.
-            path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+            save(figure, folder / f"{name}.svg")
             shown[name] = f"![{alternative}](../_static/benchmarks/{name}.svg)"
     return shown
+
+
+def save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # matplotlib ends lines with blanks, which hooks that look at text files dislike.
+    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
 
 
 def bars(axes: Axes, case: Case, key: str, scale: float, show: Callable[[float], str]) -> None:
     """Draw a bar for each contender, with the least and the greatest round as a line across its end."""
     contenders = names(case)[::-1]
     for place, name in enumerate(contenders):
+        colour = COLOURS[OURS if name.startswith(OURS) else "psycopg_pool"]
         values = [value * scale for value in series(case, name, key)]
-        axes.barh(place, median(values), height=0.62, color=COLOURS[name])
+        axes.barh(place, median(values), height=0.62, color=COLOURS.get(name, colour))
         axes.plot([min(values), max(values)], [place, place], color=INK, linewidth=1.2)
         axes.annotate(
             show(median(values)),
