@@ -25,7 +25,8 @@ from .advice import Advice, advise
 from .deadlines import earliest, limits
 from .description import Description, describe
 from .engine.core import Core
-from .engine.flows import Ending, Flow, Flows
+from .engine.flows import Flows
+from .engine.operations import Ending, Flow
 from .engine.records import Entry
 from .errors import PoolMisuse
 from .events import Event

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 
 from .borrowers import caller, where
 from .engine.core import Core
-from .engine.flows import Call, Flow, Operation, Park, Start, Tell, Watch
+from .engine.operations import Call, Flow, Operation, Park, Start, Tell, Watch
 from .engine.records import Site, Waiter
 from .engine.upkeep import CLOSE_GRACE, LOOK_EVERY
 from .events import Event

@@ -29,7 +29,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from .adapter import Fault, Verdict
 from .engine.core import Core
-from .engine.flows import Call, Flow, Flows, Park, Report, Start, Step, Tell
+from .engine.flows import Flows
+from .engine.operations import Call, Flow, Park, Report, Start, Step, Tell
 from .engine.records import Entry, Site, Waiter
 from .engine.upkeep import LOOK_EVERY
 from .errors import PoolError
@@ -67,7 +68,8 @@ class FakeServer:
     """A server that does what the test says.
 
     Args:
-        latency: Seconds that every step takes, or a mapping from `connpool.engine.flows.Step` to seconds.
+        latency: Seconds that every step takes, or a mapping from `~connpool.engine.operations.Step`
+            to seconds.
         sleep: How a step waits; a test that wants to control it gives its own.
         max_sessions: Further connects are refused as *full*; ``None``: no bound.
         password: What credentials must say; ``None``: nobody is asked.

@@ -20,7 +20,7 @@ from math import inf
 from typing import Any, Final, TypeVar
 
 from .engine.core import Core
-from .engine.flows import Call, Flow, Park, Start, Tell, Watch
+from .engine.operations import Call, Flow, Park, Start, Tell, Watch
 from .engine.records import Waiter
 from .engine.upkeep import LOOK_EVERY
 from .events import Event

@@ -14,19 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from connpool.adapter import Fault, Verdict
 from connpool.engine.core import Core
-from connpool.engine.flows import (
-    Call,
-    Ending,
-    Flow,
-    Flows,
-    Operation,
-    Park,
-    Report,
-    Start,
-    Step,
-    Tell,
-    Watch,
-)
+from connpool.engine.flows import Flows
+from connpool.engine.operations import Call, Ending, Flow, Operation, Park, Report, Start, Step, Tell, Watch
 from connpool.engine.records import Entry, Refusal, Waiter
 from connpool.errors import PoolError
 from connpool.events import Event

@@ -15,7 +15,7 @@ from typing import Any
 
 from connpool.adapter import Credentials
 from connpool.engine import upkeep
-from connpool.engine.flows import Call, Step
+from connpool.engine.operations import Call, Step
 from connpool.engine.records import Entry
 from connpool.errors import PoolError, PoolTimeout, PoolUnavailable
 from connpool.testing import FakeConnection, FakeError, FakeOperationalError, FakeServer, Simulation, Task

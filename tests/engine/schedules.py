@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from connpool.adapter import Credentials
-from connpool.engine.flows import Call, Flow, Step
+from connpool.engine.operations import Call, Flow, Step
 from connpool.engine.records import Entry
 from connpool.errors import PoolError
 from connpool.testing import (

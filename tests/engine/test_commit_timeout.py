@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from engine.driver import STRIKES, Hand, World, assert_lawful, discards, refusal
 
-from connpool.engine.flows import Step, Watch
+from connpool.engine.operations import Step, Watch
 from connpool.engine.records import Entry
 from connpool.errors import PoolTimeout
 from connpool.testing import FakeError, FakeOperationalError

@@ -9,7 +9,7 @@ import pytest
 from engine.driver import STRIKES, Hand, World, refusal
 
 from connpool.adapter import Credentials
-from connpool.engine.flows import Step
+from connpool.engine.operations import Step
 from connpool.engine.records import Entry
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
 from connpool.testing import FakeOperationalError

@@ -28,7 +28,7 @@ import connpool.adapter
 from connpool.adapter import Fault
 from connpool.adapters.dbapi import DBAPIAdapter
 from connpool.engine import upkeep
-from connpool.engine.flows import Park, Step, Watch
+from connpool.engine.operations import Park, Step, Watch
 from connpool.engine.records import Entry
 from connpool.errors import (
     PoolClosed,

@@ -17,7 +17,7 @@ import pytest
 from engine.driver import NOW, STRIKES, Hand, World, assert_lawful, discards, drive, opening, refusal
 
 from connpool.engine import upkeep
-from connpool.engine.flows import Park, Report, Step, Watch
+from connpool.engine.operations import Park, Report, Step, Watch
 from connpool.engine.records import Entry
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
 from connpool.stats import Reason

@@ -9,7 +9,7 @@ import pytest
 from engine.driver import STRIKES, Hand, World, assert_lawful, discards, opening
 
 from connpool.engine import upkeep
-from connpool.engine.flows import Step
+from connpool.engine.operations import Step
 from connpool.stats import Reason
 from connpool.testing import FakeConnection, FakeOperationalError
 

@@ -21,7 +21,7 @@ from engine.driver import (
 )
 
 from connpool.engine.core import Core
-from connpool.engine.flows import Step
+from connpool.engine.operations import Step
 from connpool.engine.records import Entry
 from connpool.errors import PoolClosed, PoolOverloaded, PoolTimeout
 from connpool.options import PoolOptions

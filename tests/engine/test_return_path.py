@@ -16,7 +16,7 @@ import connpool.adapter
 from connpool import reset
 from connpool.adapter import Fault
 from connpool.engine import upkeep
-from connpool.engine.flows import Park, Step
+from connpool.engine.operations import Park, Step
 from connpool.engine.records import Entry
 from connpool.errors import PoolMisuse, PoolTimeout, PoolUnavailable
 from connpool.stats import Reason

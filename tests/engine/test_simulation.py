@@ -18,7 +18,8 @@ from engine.schedules import Report, Schedule, run, run_many
 from connpool.adapter import Verdict
 from connpool.engine import upkeep
 from connpool.engine.core import Core, locked
-from connpool.engine.flows import Call, Flow, Flows, Park, Step
+from connpool.engine.flows import Flows
+from connpool.engine.operations import Call, Flow, Park, Step
 from connpool.engine.records import Entry, Ref, Refusal, Slot, Waiter
 from connpool.stats import Reason
 from connpool.testing import FakeConnection, FakeServer, Simulation

@@ -8,7 +8,7 @@ from servers import wait_until
 from threads.crowd import crowd
 
 from connpool import ConnectionPool, PoolError
-from connpool.engine.flows import Step
+from connpool.engine.operations import Step
 from connpool.testing import FakeAdapter, FakeServer
 
 pytestmark = pytest.mark.stress

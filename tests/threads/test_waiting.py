@@ -8,7 +8,7 @@ from servers import wait_until
 
 import connpool
 from connpool import ConnectionPool, PoolClosed, PoolOverloaded, PoolTimeout, PoolUnavailable
-from connpool.engine.flows import Step
+from connpool.engine.operations import Step
 from connpool.testing import FakeAdapter, FakeConnection, FakeOperationalError, FakeServer
 from threads.crowd import Crowd
 

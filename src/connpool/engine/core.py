@@ -131,9 +131,7 @@ class Core(Generic[C]):
         self.opening: dict[Slot, None] = {}
         self.closing: dict[Slot, None] = {}
         self.debris: deque[Slot] = deque()  # closing, but nobody has begun to
-        self.limited: dict[
-            Slot, float
-        ] = {}  # a call that knows no limit has the connection, until this instant
+        self.limited: dict[Slot, float] = {}  # calls that know no limit, and until when they may last
         self.lost: deque[Ref | Entry[C]] = deque()
         self.bare: dict[int, Entry[C]] = {}  # of connections lent by acquire(), by id(connection)
         self.again = False
@@ -953,22 +951,21 @@ class Core(Generic[C]):
         return found
 
     @locked
-    def standoff(self, waiter: Waiter) -> tuple[list[Borrow], list[Waiter]]:
-        """Return all borrows and all waiters if everything is lent to those who wait; else nothing.
+    def standoff(self, waiter: Waiter) -> list[Borrow]:
+        """Return all borrows if everything is lent to those who wait; else nothing.
 
         It can only come about when somebody who holds a connection begins to wait.
         """
         if self.suspended or len(self.slots) < self.max_size:
-            return [], []
+            return []
         if all(slot.owner != waiter.owner for slot in self.slots):
-            return [], []  # the usual end: nobody looks at ten thousand waiters each time one more comes
+            return []  # the usual end: nobody looks at ten thousand waiters each time one more comes
         borrows = self._borrows()
-        waiters = [other for other in self.waiters if other.outcome is None and other is not self._gate]
-        waiting = {other.owner for other in waiters}
+        waiting = {other.owner for other in self.waiters if other.outcome is None and other is not self._gate}
         mine = any(borrow.owner == waiter.owner for borrow in borrows)
         if not mine or len(borrows) < self.max_size or any(b.owner not in waiting for b in borrows):
-            return [], []
-        return borrows, waiters
+            return []
+        return borrows
 
     @locked
     def deadlocked(self, waiter: Waiter) -> object:
