@@ -1667,6 +1667,8 @@ def test_a_url_says_everything() -> None:
     [
         ("mysql://me:geheim/4711@h/app", "percent-encoded"),
         ("mysql://me:geheim@[::1/app", "percent-encoded"),
+        ("mysql://me:x?geheim@h/app", "percent-encoded"),
+        ("mysql://me:x#geheim@h/app", "percent-encoded"),
         ("mysql://me:geheim@h/app?pasword=geheim", "pasword"),
         ("mysql://me:geheim@h/app?connect_timeout=geheim", "connect_timeout in the URL must be a"),
         ("mysql://me:geheim@h/app?autocommit=geheim", "must be true or false"),

@@ -1050,8 +1050,10 @@ def _params_from_url(url: str) -> dict[str, Any]:
     try:
         parts = urlsplit(url)
         port = parts.port
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError("the password ended too early")
     except ValueError:
-        # urllib quotes what it does not understand, and that may be a part of the password.
+        # What was not understood may be a part of the password, whoever quotes it.
         raise PoolMisuse(
             "this URL cannot be read (not repeated here, it may hold a password); @ : / ? # and %"
             " inside a name or password must be percent-encoded"
