@@ -21,8 +21,8 @@ QUICK = "not stress and not chaos and not server and not bytecode"
 # Two at a time, each with its own servers, a class or a module at once.
 TOGETHER = ("-n", "2", "--dist", "loadscope")
 
-# Prove the tests, not the code: once is enough.
-OF_TESTS = ("--ignore", "tests/engine/test_mutations.py")
+# Prove rules that no interpreter changes, or the tests themselves: once is enough.
+ONCE = tuple(f"--ignore=tests/engine/test_{what}.py" for what in ("machine", "model", "mutations", "simulation"))
 
 # Before pytest's time limits run: install what server tests start, or say what is missing.
 SERVERS = "from servers.install import PACKAGES, require; print(*map(require, PACKAGES), sep='\\n')"
@@ -90,17 +90,16 @@ def package(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the whole suite here, the quick part of it on the other interpreters."""
     session.install(".[test]")
-    fewer = {"CONNPOOL_SCHEDULES": "1000", "CONNPOOL_OUTAGES": "50"}
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif session.python != RUNNING:
-        session.run("pytest", *TOGETHER, *OF_TESTS, "-m", QUICK, env=fewer)
+        session.run("pytest", *TOGETHER, *ONCE, "-m", QUICK)
     else:
         session.run("python", "-c", SERVERS, env={"PYTHONPATH": "tests"})
         # Apart: coverage traces, too, and two tracers in one thread do not bear each other.
         session.run("pytest", "-n", "2", "-m", "bytecode")
         session.run("pytest", *TOGETHER, "-m", QUICK)
-        session.run("coverage", "run", "-m", "pytest", *OF_TESTS, "-m", QUICK, "tests/engine", env=fewer)
+        session.run("coverage", "run", "-m", "pytest", *ONCE, "-m", QUICK, "tests/engine")
         session.run("coverage", "report", "--include=*/engine/*", "--fail-under=100")
         # What waits for servers has limits of time to keep; what loads the machine stays alone.
         session.run("pytest", *TOGETHER, "-m", "server and not stress and not chaos and not bytecode")

@@ -6,10 +6,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from garbage import keep_out_of_collections
 
 pytest_plugins = ["servers.fixtures"]
 
 ENDS_WITHIN = 2.0  # seconds for threads of the pool to end after a test
+
+
+def pytest_collection_finish() -> None:
+    """Make collections cheap, before the first test asks for one."""
+    keep_out_of_collections()
 
 
 def pool_threads() -> set[threading.Thread]:

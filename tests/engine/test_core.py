@@ -555,6 +555,8 @@ def test_each_abandoned_dial_doubles_the_pause_up_to_a_minute() -> None:
         core.plan(now, inf)
         assert hanging.slot not in core.slots
         pauses.append(core.retry_at - now)
+        queue(core)
+        assert core.retry_at - now == pauses[-1], "each holds a thread, whoever comes"
         now = core.retry_at
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 

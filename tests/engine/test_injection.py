@@ -36,6 +36,7 @@ from typing import Any, Final
 
 import pytest
 from engine.explorer import Clock, NoHousekeeper, each_bytecode
+from garbage import keep_out_of_collections
 
 import connpool.deadlines
 import connpool.pool
@@ -245,12 +246,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(connpool.pool, "clock", clock)
     monkeypatch.setattr(connpool.deadlines, "clock", clock)
     monkeypatch.setattr(connpool.threads, "housekeeper", NoHousekeeper())
-    gc.collect()
-    gc.freeze()  # what is there already need not be looked at again and again
+    keep_out_of_collections()
     gc.disable()
     yield clock
     gc.enable()
-    gc.unfreeze()
     gc.collect()
 
 

@@ -8,6 +8,8 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
+from garbage import keep_out_of_collections
+
 from connpool import AsyncConnectionPool
 from connpool.testing import AsyncFakeAdapter, FakeConnection, FakeServer
 
@@ -33,14 +35,10 @@ def play(
         assert not left, f"tasks are left behind: {left}"
         return result
 
+    keep_out_of_collections()  # a scene may ask for hundreds
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        result = runner.run(watched())
     gc.collect()
-    gc.freeze()  # a scene may collect hundreds of times
-    try:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            result = runner.run(watched())
-        gc.collect()
-    finally:
-        gc.unfreeze()
     assert not troubles, troubles
     return result
 
