@@ -58,7 +58,7 @@ class Lexer:
     """Skips what is no comment, and ends with what opens one."""
     inside: re.Pattern[str]
     """The same within MySQL's executable comments, where ``*/`` ends one."""
-    line_end: str
+    line_end: re.Pattern[str]
     """What ends a comment that began with ``--``."""
     nested: bool
     """Whether comments nest."""
@@ -106,8 +106,9 @@ class Lexer:
 _COMMENT_MARK: Final = re.compile(r"/\*|\*/")
 
 
-def _end_of_line(text: str, at: int, ends: str) -> int:
-    return min((end for sign in ends if (end := text.find(sign, at)) >= 0), default=len(text))
+def _end_of_line(text: str, at: int, ends: re.Pattern[str]) -> int:
+    found = ends.search(text, at)
+    return len(text) if found is None else found.start()
 
 
 def _end_of_comment(text: str, at: int, *, nested: bool) -> int:
@@ -130,7 +131,7 @@ def _lexer(
     more: str = "(?!)",  # words that only this server has
     ignored: str,  # signs that are no words for this server
     comments: str = r"--|/\*",
-    line_end: str = "\n",
+    line_end: str = r"\n",
     nested: bool = False,
     otherwise: Lexer | None = None,
 ) -> Lexer:
@@ -146,7 +147,7 @@ def _lexer(
         re.compile(comments),
         re.compile(_up_to(comments, literals, names), re.DOTALL),
         re.compile(_up_to(rf"{comments}|\*/", literals, names), re.DOTALL),
-        line_end,
+        re.compile(line_end),
         nested,
         otherwise,
     )
@@ -163,7 +164,7 @@ def _postgresql(plain: str, otherwise: Lexer | None = None) -> Lexer:
         names=_DOUBLE,
         ignored=r"[@=`\[#]|:=",
         comments=rf"--|/\*|{_DOLLARS}",
-        line_end="\n\r",
+        line_end=r"[\n\r]",
         nested=True,
         otherwise=otherwise,
     )
@@ -179,7 +180,7 @@ def _mysql(single: str, double: str, otherwise: Lexer | None = None) -> Lexer:
         more=rf"@@?+(?:{variable}++|{single}|{double}|{_BACKQUOTED})|:=",
         ignored=rf"""[=\[#]|@(?!@?+(?:{variable}|['"`]))""",
         comments=r"--(?=[\x00-\x20]|\Z)|\#|/\*(?:M?![0-9]{0,6}+)?+",
-        line_end="\n\0",
+        line_end=r"[\n\0]",
         otherwise=otherwise,
     )
 

@@ -258,7 +258,7 @@ def _variables(rules: _Rules, words: list[str]) -> Effect:
 # -- functions
 
 _TARGETS: Final = functions.names(
-    "as copy exists ignore insert into key index recursive references table with"
+    "as copy exists ignore index insert into key pragma recursive references table with"
 )
 """After these a name before a parenthesis is a table, an alias or an index: INTO users (name)."""
 

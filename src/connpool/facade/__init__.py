@@ -1,1 +1,0 @@
-"""The PEP 249 face of a pool."""
