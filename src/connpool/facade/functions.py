@@ -32,9 +32,9 @@ DEFINITION: Final = names("""
 """The same within CREATE and ALTER."""
 
 TYPES: Final = names("""
-    bigint bit blob bpchar char character dec decimal double enum fixed float int integer interval mediumint
-    nchar number numeric nvarchar precision real smallint text time timestamp timestamptz timetz tinyint
-    uuid varbinary varbit varchar varchar2 varying vector year zone
+    bigint bit blob bpchar char character datetime dec decimal double enum fixed float int integer interval
+    mediumint nchar number numeric nvarchar precision real smallint text time timestamp timestamptz timetz
+    tinyint uuid varbinary varbit varchar varchar2 varying vector year zone
 """)
 """Types that take a length or a precision."""
 

@@ -258,7 +258,7 @@ def _variables(rules: _Rules, words: list[str]) -> Effect:
 # -- functions
 
 _TARGETS: Final = functions.names(
-    "as copy exists ignore index insert into key pragma recursive references table with"
+    "as copy exists ignore index insert into key pragma recursive references replace table with"
 )
 """After these a name before a parenthesis is a table, an alias or an index: INTO users (name)."""
 
@@ -269,9 +269,9 @@ def _called(rules: _Rules, words: list[str]) -> Iterator[Effect]:
     """Yield the effect of each function that is called and not harmless."""
     defines = words[0] in _DEFINES
     harmless = rules.harmless
-    before = ""
-    name = words[0]
-    for at in range(1, len(words)):
+    before = words[0]
+    name = words[1] if len(words) > 1 else ""
+    for at in range(2, len(words)):  # what is called is never the verb
         word = words[at]
         if word[0] == "(" and name not in harmless and name[0] not in "();,=:@":
             plain = _PUNCTUATION.sub("", name)
@@ -314,7 +314,7 @@ def _is_local(words: list[str], opened: int) -> bool:
     for at in range(opened, len(words)):
         depth += {"(": 1, ")": -1}.get(words[at], 0)
         if not depth:
-            return words[at - 2 : at] == [",", "true"] or words[at - 3 : at] == [",", "is_local", "true"]
+            return words[at - 2 : at] == [",", "true"]
     return False
 
 
