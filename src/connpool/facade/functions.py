@@ -164,8 +164,8 @@ MYSQL: Final = names("""
     st_simplify st_srid st_touches st_transform st_union st_within st_x st_y std stddev stddev_pop
     stddev_samp str_to_date strcmp subdate substr substring substring_index subtime sum sys_guid sysdate
     system_user tan time time_format time_to_sec timediff timestamp timestampadd timestampdiff to_base64
-    to_char to_days to_number to_seconds trim trunc truncate ucase uncompress uncompressed_length unhex
-    unix_timestamp updatexml upper user utc_date utc_time utc_timestamp uuid uuid_short uuid_to_bin
+    to_char to_days to_seconds trim truncate ucase uncompress uncompressed_length unhex unix_timestamp
+    updatexml upper user utc_date utc_time utc_timestamp uuid uuid_short uuid_to_bin
     validate_password_strength values var_pop var_samp variance version week weekday weekofyear
     weight_string year yearweek
 """)
