@@ -54,6 +54,18 @@ ALTERING: list[tuple[Dialect, str, str]] = [
     ("postgresql", "SELECT dblink_connect('host=other')", "dblink_connect()"),
     ("postgresql", "SELECT 1; LISTEN jobs", "LISTEN"),
     ("postgresql", "SELECT 1 -- SELECT\r; LISTEN jobs", "LISTEN"),
+    (
+        "postgresql",
+        "CREATE TABLE t AS SELECT 1 FROM a JOIN b ON pg_try_advisory_lock(1)",
+        "pg_try_advisory_lock()",
+    ),
+    ("postgresql", "SELECT DISTINCT ON (a) pg_try_advisory_lock(1) FROM t", "pg_try_advisory_lock()"),
+    ("postgresql", "CREATE RULE r AS ON INSERT TO t DO ALSO (SELECT 1; SELECT 2); LISTEN jobs", "LISTEN"),
+    (
+        "postgresql",
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; END; LISTEN jobs",
+        "LISTEN",
+    ),
     ("mysql", "SET sql_mode = 'ANSI'", "SET sql_mode"),
     ("mysql", "SET SESSION time_zone = '+00:00'", "SET time_zone"),
     ("mysql", "SET @@session.time_zone = '+00:00'", "SET @@session.time_zone"),
@@ -88,12 +100,23 @@ ALTERING: list[tuple[Dialect, str, str]] = [
     ("mysql", "XA START 'x'", "an XA transaction"),
     ("mysql", "SELECT 'it\\'s'; USE other", "USE"),
     ("mysql", "SELECT 5--1; USE other", "USE"),
+    ("mysql", "SET STATEMENT max_statement_time = 1 FOR SELECT 1 INTO @a", "the user variable @a"),
+    (
+        "mysql",
+        "CREATE PROCEDURE p() BEGIN IF 1 THEN BEGIN SET @a = 1; END; END IF; SET @b = 1; END; USE other",
+        "USE",
+    ),
     ("sqlite", "PRAGMA foreign_keys = ON", "PRAGMA foreign_keys"),
     ("sqlite", "PRAGMA busy_timeout(5)", "PRAGMA busy_timeout"),
     ("sqlite", "ATTACH 'other.db' AS other", "ATTACH"),
     ("sqlite", "DETACH other", "DETACH"),
     ("sqlite", "CREATE TEMP TRIGGER a AFTER INSERT ON t BEGIN SELECT 1; END", "a temporary trigger"),
     ("sqlite", "CREATE TABLE temp.t (id)", "a temporary table"),
+    (
+        "sqlite",
+        "CREATE TRIGGER a AFTER INSERT ON t BEGIN DELETE FROM u; END; PRAGMA foreign_keys = 1",
+        "PRAGMA foreign_keys",
+    ),
     ("sqlite", "SELECT load_extension('x')", "load_extension()"),
     ("unknown", "SET search_path TO other", "SET search_path"),
     ("unknown", "ALTER SESSION SET NLS_DATE_FORMAT = 'x'", "ALTER SESSION"),
@@ -144,6 +167,8 @@ HARMLESS: list[tuple[Dialect, str]] = [
     ("postgresql", "CREATE TABLE t (id int PRIMARY KEY, a varchar(9) REFERENCES u (a), CHECK (id > 0))"),
     ("postgresql", "CREATE INDEX i ON t USING gin (lower(a))"),
     ("postgresql", "NOTIFY jobs"),
+    ("postgresql", "SELECT pg_catalog . lower(a) FROM unnest(%s::text[]) AS x (a), unnest(%s) y (b)"),
+    ("postgresql", "CREATE TABLE event (id int); INSERT INTO lastval (id) VALUES (1)"),
     ("mysql", "SELECT COUNT(*) FROM `t` WHERE `a` = 'it''s' AND b = \"x; USE other\""),
     ("mysql", "SELECT @@session.time_zone, 2*/*c*/3 # ; USE other"),
     ("mysql", "INSERT INTO t (id) VALUES (1) ON DUPLICATE KEY UPDATE id = LAST_INSERT_ID(id)"),
@@ -158,6 +183,7 @@ HARMLESS: list[tuple[Dialect, str]] = [
     ("mysql", "SELECT /*+ SET_VAR(sort_buffer_size = 16M) */ 1"),
     ("sqlite", "PRAGMA table_info(t)"),
     ("sqlite", "PRAGMA user_version"),
+    ("sqlite", "INSERT INTO changes (a) VALUES (1)"),
     ("sqlite", "SELECT json_extract(a, '$.b'), [set], `use` FROM t WHERE b = :b"),
     ("sqlite", "INSERT OR REPLACE INTO t (a) VALUES (?)"),
     ("unknown", "SELECT a FROM t WHERE b IN (1, 2) AND c = ?"),
@@ -190,6 +216,7 @@ UNCLEAR: list[tuple[Dialect, str]] = [
     ("postgresql", "CREATE FUNCTION f() RETURNS void BEGIN ATOMIC SELECT 1; COMMIT; END"),
     ("postgresql", "FROBNICATE"),
     ("mysql", "SELECT @total"),
+    ("mysql", "INSERT INTO t VALUES (@total)"),
     ("mysql", "SELECT 1f()"),
     ("mysql", "CALL p()"),
     ("mysql", "EXECUTE IMMEDIATE 'USE other'"),
@@ -198,6 +225,7 @@ UNCLEAR: list[tuple[Dialect, str]] = [
     ("mysql", "COMMIT RELEASE"),
     ("mysql", "SELECT 'a\\', f(), ''"),
     ("sqlite", "SELECT audit(1)"),
+    ("sqlite", "CREATE TRIGGER a AFTER INSERT ON t BEGIN DELETE FROM u; END"),
     ("unknown", "SELECT lower(a) FROM t"),
     ("unknown", "SELECT 1 EXEC sp_reset"),
     ("unknown", "UPDATE t SET a = 1 SET x ON"),
@@ -300,7 +328,7 @@ PIECES: dict[Dialect, list[str]] = {
     for dialect in DIALECTS
 }
 # These go to the end of the text, so that nothing can follow.
-OPEN_ENDS = ("--", "#", "BEGIN ATOMIC", "NOT ATOMIC", "TRIGGER")
+OPEN_ENDS = ("--", "#")
 
 
 def whole(dialect: Dialect) -> st.SearchStrategy[str]:

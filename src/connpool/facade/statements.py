@@ -99,6 +99,8 @@ _RULES: Final[dict[str, _Rules]] = {
     ),
     "unknown": _Rules(lexer.UNKNOWN, verbs.UNKNOWN_SERVER, functions.GRAMMAR),
 }
+_POSTGRESQL: Final = _RULES["postgresql"]
+_MYSQL: Final = _RULES["mysql"]
 
 _KEPT: Final = 2048  # texts
 _LONGEST_KEPT: Final = 4096  # characters; longer ones are read each time
@@ -181,29 +183,45 @@ def _verb(words: Words) -> int:
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:
-    """Yield each statement's words; a stored program's body belongs to it, with all that follows."""
-    begin = 0
-    for at, word in enumerate(words):
-        if word == ";":
-            part = words[begin:at]
-            if part and _is_open_program(part):
-                break
-            if part:
-                yield part
-            begin = at + 1
-    if part := words[begin:]:
-        yield part
+    """Yield the words of each statement; the body of a stored program belongs to it."""
+    at = 0
+    while at < len(words):
+        end = _end_of_program(words, at) if _is_program(words[at : at + 20]) else _next(";", words, at)
+        if end > at:
+            yield words[at:end]
+        at = end + 1
 
 
-_BODIES: Final = frozenset({"begin", "loop", "repeat", "then", "while"})
+def _next(sign: str, words: list[str], at: int) -> int:
+    try:
+        return words.index(sign, at)
+    except ValueError:
+        return len(words)
 
 
-def _is_open_program(words: Words) -> bool:
-    if words[0] == "begin":
+def _is_program(words: Words) -> bool:
+    if words[0] == "begin":  # MariaDB's program without a name
         return words[1:3] == ["not", "atomic"]
-    if words[0] not in ("create", "alter") or verbs.kind_created(words) not in verbs.PROGRAMS:
-        return False
-    return not _BODIES.isdisjoint(words) or words.count("(") > words.count(")")
+    return words[0] == "create" and verbs.kind_created(words) in verbs.PROGRAMS
+
+
+_NOT_OF_A_BLOCK: Final = (["case"], ["if"], ["loop"], ["repeat"], ["while"])
+
+
+def _end_of_program(words: list[str], begin: int) -> int:
+    """Return where the ``;`` is that is in no block and no parentheses (as in CREATE RULE)."""
+    depth = 0
+    for at in range(begin, len(words)):
+        word = words[at]
+        if word in ("begin", "("):
+            depth += 1
+        elif word == ")":
+            depth -= 1
+        elif word == "end" and words[at - 1] in (";", "begin"):  # and not CASE ... END
+            depth -= words[at + 1 : at + 2] not in _NOT_OF_A_BLOCK
+        elif word == ";" and depth <= 0:
+            return at
+    return len(words)
 
 
 _INSERTS: Final = frozenset({"call", "copy", "insert", "load", "merge", "replace", "update", "with"})
@@ -230,7 +248,8 @@ def _effect(rules: _Rules, words: list[str]) -> Effect:
         effect = _joined(effect, found)
     if rules is _MYSQL:
         effect = _joined(effect, _variables(rules, words))
-    return effect
+    # A program of several statements is not looked into.
+    return effect._replace(harmless=False) if ";" in words else effect
 
 
 def _joined(one: Effect, other: Effect) -> Effect:
@@ -257,39 +276,44 @@ def _variables(rules: _Rules, words: list[str]) -> Effect:
 
 # -- functions
 
-_TARGETS: Final = functions.names(
-    "as copy exists ignore index insert into key pragma recursive references replace table with"
+_NAMES_FOLLOW: Final = functions.names(
+    "as constraint copy exists ignore index insert into key pragma recursive references replace table view "
+    "with"
 )
-"""After these a name before a parenthesis is a table, an alias or an index: INTO users (name)."""
+"""A name between one of these and a parenthesis is called by nobody: INTO users (name)."""
 
-_DEFINES: Final = frozenset({"alter", "create"})
+_INDEXES: Final = functions.names("fulltext index spatial unique")
+_QUOTES: Final = re.compile(r"""[ \t\n\r\f\v"`\[\]]+""")
 
 
 def _called(rules: _Rules, words: list[str]) -> Iterator[Effect]:
     """Yield the effect of each function that is called and not harmless."""
-    defines = words[0] in _DEFINES
     harmless = rules.harmless
     before = words[0]
     name = words[1] if len(words) > 1 else ""
     for at in range(2, len(words)):  # what is called is never the verb
         word = words[at]
         if word[0] == "(" and name not in harmless and name[0] not in "();,=:@":
-            plain = _PUNCTUATION.sub("", name)
-            if (effect := _special(rules, words, at, plain.rpartition(".")[2])) is not None:
+            plain = _QUOTES.sub("", name)
+            if before in _NAMES_FOLLOW or _defined(words, before, name):
+                pass
+            elif (effect := _special(rules, words, at, plain.rpartition(".")[2])) is not None:
                 yield effect
-            elif not (
-                before in _TARGETS
-                or (
-                    defines
-                    and (name in functions.DEFINITION or before in ("on", "constraint", "view", "using"))
-                )
-                or (name.startswith("pg_catalog.") and plain.rpartition(".")[2] in harmless)
-            ):
+            elif plain.startswith("pg_catalog.") and '"' not in name:
+                yield NOTHING if plain.removeprefix("pg_catalog.") in harmless else UNKNOWN
+            elif before != ")" or rules is not _POSTGRESQL or "distinct" in words:
                 yield UNKNOWN
+            # else it is an alias: unnest(%s) x (a, b); only DISTINCT ON (a) is followed by calls
         before, name = name, word
 
 
-_PUNCTUATION: Final = re.compile(r"""[ \t\n\r\f\v"`\[\]]+""")
+def _defined(words: Words, before: str, name: str) -> bool:
+    """Tell whether a name before a parenthesis is part of a definition: CREATE INDEX ON users (name)."""
+    if words[0] == "alter":
+        return name in functions.DEFINITION
+    if words[0] != "create":
+        return False
+    return name in functions.DEFINITION or (before == "on" and verbs.kind_created(words) in _INDEXES)
 
 
 def _special(rules: _Rules, words: list[str], at: int, name: str) -> Effect | None:
@@ -316,6 +340,3 @@ def _is_local(words: list[str], opened: int) -> bool:
         if not depth:
             return words[at - 2 : at] == [",", "true"]
     return False
-
-
-_MYSQL: Final = _RULES["mysql"]

@@ -225,12 +225,14 @@ def variables(words: Words) -> Effect:
         for before, word in pairwise(words):
             if word == ":=" and before[0] == "@":
                 return alters(f"the user variable {before[:80]}")
+    if words[:2] == ["set", "statement"] and "for" in words:
+        words = words[words.index("for") :]
     if words[0] in _ACCOUNTS:
         return NOTHING
     used = [at for at, word in enumerate(words) if word[0] == "@" and not word.startswith("@@")]
     if not used:
         return NOTHING
-    if words[0] in ("call", "get", "load") or "into" in words[: used[-1]]:
+    if words[0] in ("call", "get", "load") or any(words[at - 1] == "into" for at in used):
         return alters(f"the user variable {words[used[0]][:80]}")
     return Effect(harmless=False, asks_previous=words[used[0]][:80])
 
