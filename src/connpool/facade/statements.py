@@ -246,7 +246,7 @@ def _effect(rules: _Rules, words: list[str]) -> Effect:
     effect = verb if isinstance(verb, Effect) else verb(words)
     for found in _called(rules, words):
         effect = _joined(effect, found)
-    if rules is _MYSQL:
+    if rules is _MYSQL and "@" in "".join(words):  # in one go: words are many, and variables rare
         effect = _joined(effect, _variables(rules, words))
     # A program of several statements is not looked into.
     return effect._replace(harmless=False) if ";" in words else effect
