@@ -19,7 +19,7 @@ release = version = connpool.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
 root_doc = "index"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**/_*.md"]  # the latter are parts of pages
 
 html_theme = "furo"
 html_title = f"connpool {connpool.__version__}"
