@@ -22,9 +22,7 @@ QUICK = "not stress and not chaos and not server and not bytecode"
 TOGETHER = ("-n", "2", "--dist", "loadscope")
 
 # Prove rules that no interpreter changes, or the tests themselves: once is enough.
-ONCE = tuple(
-    f"--ignore=tests/engine/test_{name}.py" for name in ["machine", "model", "mutations", "simulation"]
-)
+ONCE = [f"--ignore=tests/engine/test_{name}.py" for name in ("machine", "model", "mutations", "simulation")]
 
 # Before pytest's time limits run: install what server tests start, or say what is missing.
 SERVERS = "from servers.install import PACKAGES, require; print(*map(require, PACKAGES), sep='\\n')"
