@@ -160,9 +160,10 @@ def demands(cases: list[Case]) -> list[Demand]:
     found = []
     for case in cases:
         served, overtaken = (series(case, ASYNC_OURS, key) for key in ("served", "overtaken"))
+        unserved = [case["case"]["tasks"] - each for each in served]
         label = f"{case['case']['tasks']:,} waiting tasks, {case['case']['driver']}"
         found += [
-            Demand(f"{label}: served", min(served, default=None), case["case"]["tasks"], at_most=False),
+            Demand(f"{label}: not served", max(unserved, default=None), 0, at_most=True),
             Demand(f"{label}: overtaken", max(overtaken, default=None), 0, at_most=True),
         ]
     return found
