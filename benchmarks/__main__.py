@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import subprocess
@@ -15,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from . import environment, report
+from .field import EVERYBODY, may_take_part, module_of, ours_of
 from .figures import Plan
-from .peers import FLOOR, OURS, PEERS, PyPIConnpool
+from .peers import PyPIConnpool
 
-NAMES = ("cycle", "contended", "handoff", "spike", "fairness", "resets", "outage")
+THREADS = ("cycle", "contended", "handoff", "spike", "fairness", "resets", "outage")
+TASKS = ("async_cycle", "async_contended", "async_handoff", "async_spike", "async_waiting")
+NAMES = THREADS + TASKS
 RESULTS = Path(__file__).with_name("results")
 LIMIT = 120.0  # seconds; a contender that takes longer for one measurement hangs
 
@@ -88,7 +90,7 @@ def rounds(plan: Plan, benchmark: str, servers: "Servers", field: list[Contender
 
     A benchmark that does something to the server meanwhile has a function `conduct`, which asks contenders.
     """
-    conduct = getattr(importlib.import_module(f".{benchmark}", __package__), "conduct", None)
+    conduct = getattr(module_of(benchmark), "conduct", None)
     server, dsn = servers.server(plan), servers.url(plan)
 
     def measure(peer: Contender) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, com
             if isinstance(found, Contender):
                 stack.callback(found.close)
                 field.append(found)
-                peer = PEERS[found.name]
+                peer = EVERYBODY[found.name]
                 entry = {
                     "version": found.version,
                     "configuration": peer.configuration,
@@ -168,13 +170,14 @@ def run(names: list[str], wanted: list[str], *, quick: bool, download: bool, com
                 results["contenders"][found.name] = entry
             else:
                 results["contenders"][found[0]] = {"missing": found[1]}
-        if not any(contender.name == OURS for contender in field):
-            raise SystemExit(f"{OURS} does not run: {results['contenders'].get(OURS, 'not asked for')}")
+        for ours in map(ours_of, names):
+            if not any(contender.name == ours for contender in field):
+                raise SystemExit(f"{ours} does not run: {results['contenders'].get(ours, 'not asked for')}")
         for name in names:
-            module = importlib.import_module(f".{name}", __package__)
-            taking_part = [c for c in field if module.WITH_FLOOR or c.name != FLOOR]
+            possible = may_take_part(name)
+            taking_part = [contender for contender in field if contender.name in possible]
             cases = []
-            for plan in module.plans(quick=quick):
+            for plan in module_of(name).plans(quick=quick):
                 what = ", ".join(f"{key}={value}" for key, value in plan.case.items())
                 print(f"{name}: {what}", file=sys.stderr, flush=True)
                 cases.append(rounds(plan, name, servers, taking_part))
@@ -193,7 +196,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few rounds; figures are rough")
     parser.add_argument(
-        "--contenders", help=f"who takes part, separated by commas (default: {','.join(PEERS)})"
+        "--contenders",
+        help=f"who takes part, separated by semicolons, of {'; '.join(EVERYBODY)} (default: who can)",
     )
     parser.add_argument(
         "--no-download",
@@ -213,13 +217,16 @@ def main() -> None:
         else:
             print(report.markdown(results))
         return
-    wanted = options.contenders.split(",") if options.contenders else list(PEERS)
+    wanted = [name.strip() for name in options.contenders.split(";")] if options.contenders else None
     if unknown := [name for name in options.names if name not in NAMES] + [
-        w for w in wanted if w not in PEERS
+        name for name in wanted or [] if name not in EVERYBODY
     ]:
         parser.error(f"unknown: {', '.join(unknown)}")
+    names = options.names or list(NAMES)
+    if wanted is None:
+        wanted = list(dict.fromkeys(contender for name in names for contender in may_take_part(name)))
     results = run(
-        options.names or list(NAMES),
+        names,
         wanted,
         quick=options.quick,
         download=not options.no_download,

@@ -90,8 +90,20 @@ def measure(
         run_threads(partial(work, number) for number in range(threads))
     finally:
         pool.close()
+    return summary(served, max(elapsed), waits, held, size, hold)
+
+
+def summary(
+    served: list[int],
+    seconds: float,
+    waits: list[list[float]],
+    held: list[list[float]],
+    size: int,
+    hold: float,
+) -> dict[str, Any]:
+    """Return the figures of blocks that each of those who shared the connections got through."""
     measured: dict[str, Any] = {
-        "per_second": round(sum(served) / max(elapsed), 1),
+        "per_second": round(sum(served) / seconds, 1),
         "served": sorted(served, reverse=True),
         "most_to_least": round(max(served) / max(1, min(served)), 3),
     }
@@ -106,22 +118,23 @@ def measure(
     return measured
 
 
-def tables(cases: list[Case]) -> list[Table]:
+def tables(cases: list[Case], who: str = "threads", empty_block: str = "empty block") -> list[Table]:
+    name_of = "contended" if who == "threads" else "async_contended"
     found = []
     empty = [case for case in cases if not case["case"]["hold"]]
     if empty:
         everybody = list(dict.fromkeys(name for case in empty for name in names(case)))
-        head = ["", *(f"{c['case']['threads']} on {c['case']['size']}" for c in empty)]
+        head = ["", *(f"{c['case'][who]} on {c['case']['size']}" for c in empty)]
         rows = [
             [name, *(spread(series(case, name, "per_second"), lambda x: f"{x / 1000:.0f}") for case in empty)]
             for name in everybody
         ]
         title = (
-            "contended: threads on connections, empty block; thousand cycles per second, median (min to max)"
+            f"{name_of}: {who} on connections, {empty_block}; thousand cycles per second, median (min to max)"
         )
         found.append(Table(title, head, rows))
     for case in cases:
-        hold, threads, size = (case["case"][key] for key in ("hold", "threads", "size"))
+        hold, many, size = (case["case"][key] for key in ("hold", who, "size"))
         if not hold:
             continue
         head = [
@@ -145,7 +158,7 @@ def tables(cases: list[Case]) -> list[Table]:
             ]
             for name in names(case)
         ]
-        title = f"contended: {threads} threads on {size} connections, each held for {hold * 1e3:g} ms"
+        title = f"{name_of}: {many:,} {who} on {size} connections, each held for {hold * 1e3:g} ms"
         found.append(Table(title, head, rows))
     return found
 

@@ -117,16 +117,16 @@ def spin(peer: Peer, cycles: int) -> float:
     return (time.perf_counter() - began) / cycles
 
 
-def tables(cases: list[Case]) -> list[Table]:
+def tables(cases: list[Case], title: str = TITLE, ours: str = OURS) -> list[Table]:
     return [
         Table(
-            TITLE.format(**case["case"]),
+            title.format(**case["case"]),
             ["", "µs per cycle, median (min to max)", "times connpool's", "times the floor"],
             [
                 [
                     name,
                     spread(series(case, name, "ns"), lambda ns: f"{ns / 1000:.2f}"),
-                    times(ratio(case, name, OURS, "ns")),
+                    times(ratio(case, name, ours, "ns")),
                     spread(series(case, name, "to_floor"), lambda x: f"{x:.2f}"),
                 ]
                 for name in names(case)

@@ -65,18 +65,21 @@ def until_parked(pool: Peer) -> None:
     time.sleep(SETTLE)
 
 
-def tables(cases: list[Case]) -> list[Table]:
-    case = cases[0]
+def tables(cases: list[Case], title: str = TITLE, ours: str = OURS) -> list[Table]:
+    return [_table(case, title.format(**case["case"]), ours) for case in cases]
+
+
+def _table(case: Case, title: str, ours: str) -> Table:
     rows = [
         [
             name,
             spread(series(case, name, "us"), lambda us: f"{us:.0f}"),
             spread(series(case, name, "p99_us"), lambda us: f"{us:.0f}"),
-            times(ratio(case, name, OURS, "us")),
+            times(ratio(case, name, ours, "us")),
         ]
         for name in names(case)
     ]
-    return [Table(TITLE, ["", "median, µs (min to max)", "p99, µs (min to max)", "times connpool's"], rows)]
+    return Table(title, ["", "median, µs (min to max)", "p99, µs (min to max)", "times connpool's"], rows)
 
 
 def demands(cases: list[Case]) -> list[Demand]:  # noqa: ARG001 -- shown, not promised

@@ -1,6 +1,7 @@
 """Pictures of a results file, as SVG: equal results, equal bytes; readable on light and on dark pages."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .async_peers import ASYNC_FLOOR, ASYNC_OURS, SUFFIX
 from .figures import Case, find, names, series
 from .peers import FLOOR, OURS
 
@@ -23,6 +25,13 @@ COLOURS = {
     "DBUtils": "#a27ad1",
     "connpool 1.0.14 (PyPI)": "#b8860b",
     FLOOR: INK,
+    ASYNC_OURS: "#e8590c",
+    f"psycopg_pool{SUFFIX}": "#4c8dd6",
+    f"SQLAlchemy{SUFFIX}": "#3aa17e",
+    "asyncpg": "#a27ad1",
+    "asyncpg, no reset": "#c9a8ec",
+    "aiosqlitepool": "#b8860b",
+    ASYNC_FLOOR: INK,
 }
 STYLE: Any = {
     "svg.fonttype": "path",
@@ -87,13 +96,14 @@ def bars(axes: Axes, case: Case, key: str, scale: float, show: Callable[[float],
     axes.margins(x=0.12)
 
 
-def cycle(figure: Figure, cases: list[Case]) -> str:
-    figure.set_size_inches(7.2, 2.6)
-    axes = figure.add_subplot()
-    bars(axes, cases[0], "ns", 1e-3, lambda us: f"{us:.2f} µs")
-    axes.set_title("One lease and its return, one thread")
-    axes.set_xlabel("microseconds; less is better")
-    return "Bars: microseconds per cycle of each pool"
+def cycle(figure: Figure, cases: list[Case], who: str = "thread") -> str:
+    shown = cases if who == "task" else cases[:1]
+    figure.set_size_inches(7.2, 2.6 * len(shown))
+    for axes, case in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+        bars(axes, case, "ns", 1e-3, lambda us: f"{us:.2f} µs")
+        axes.set_title(f"One lease and its return, one {who}, {case['case'].get('driver', 'psycopg')}")
+        axes.set_xlabel("microseconds; less is better")
+    return f"Bars: microseconds per cycle of each pool, one {who}"
 
 
 def contended(figure: Figure, cases: list[Case]) -> str:
@@ -142,10 +152,10 @@ def handoff(figure: Figure, cases: list[Case]) -> str:
     return "Bars: microseconds from release to the waiter running, of each pool"
 
 
-def spike(figure: Figure, cases: list[Case]) -> str:
+def spike(figure: Figure, cases: list[Case], who: str = "threads") -> str:
     found = [case for kind in ("burst", "sustained") if (case := find(cases, kind=kind))]
     figure.set_size_inches(7.2, 3.0)
-    titles = {"burst": "50 requests of 2 ms, once", "sustained": "50 threads, queries of 20 ms"}
+    titles = {"burst": "50 requests of 2 ms, once", "sustained": f"50 {who}, queries of 20 ms"}
     axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for place, case in enumerate(found):
         limit = 500.0 if case["case"]["kind"] == "burst" else case["case"]["after"] * 1e3
@@ -169,4 +179,6 @@ PICTURES: dict[str, Callable[[Figure, list[Case]], str]] = {
     "contended": contended,
     "handoff": handoff,
     "spike": spike,
+    "async_cycle": partial(cycle, who="task"),
+    "async_spike": partial(spike, who="tasks"),
 }

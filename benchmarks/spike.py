@@ -13,7 +13,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from .drivers import FakeDriver
+from .drivers import FakeDriver, Ledger
 from .figures import Case, Demand, Plan, Table, find, middle, names, series, spread, thousands
 from .peers import OURS, Peer, run_threads
 
@@ -42,37 +42,45 @@ def measure(peer: type[Peer], dsn: str, kind: str, after: float) -> dict[str, An
             time.sleep(0.01)
         time.sleep(0.1)
         before = driver.size()
-        began, waits, served = (burst if kind == "burst" else sustained)(pool, after)
+        began, waits = (burst if kind == "burst" else sustained)(pool, after)
         ended = time.perf_counter()
         if kind == "burst":
             time.sleep(after)
-        steps = growth(driver, began, time.perf_counter())
-        measured: dict[str, Any] = {
-            "idle_before": before,
-            "served": served,
-            "dials": sum(began <= instant <= ended for instant in driver.dials),
-            "size_at_most": max(size for _, size in steps),
-            "growth": steps,
-            "longest_wait_ms": round(max(got - asked for asked, got in waits) * 1e3, 2),
-        }
-        if kind == "burst":
-            measured["makespan_ms"] = round((max(got for _, got in waits) - began + BURST) * 1e3, 2)
-            measured["overtaken"] = overtaken(waits)
-            measured["size_after"] = driver.size()
-        else:
-            enough = driver.reached(ENOUGH)
-            measured["enough_after_ms"] = None if enough is None else round((enough - began) * 1e3, 1)
-            measured["per_second"] = round(served / (ended - began), 1)
-        return measured
+        return summary(driver, kind, before, (began, ended), waits)
     finally:
         pool.close()
+
+
+def summary(
+    driver: Ledger, kind: str, before: int, measured_from_to: tuple[float, float], waits: "Waits"
+) -> dict[str, Any]:
+    """Return the figures of a burst, or of a sustained load, whose waits these are."""
+    began, ended = measured_from_to
+    steps = growth(driver, began, time.perf_counter())
+    measured: dict[str, Any] = {
+        "idle_before": before,
+        "served": len(waits),
+        "dials": sum(began <= instant <= ended for instant in driver.dials),
+        "size_at_most": max(size for _, size in steps),
+        "growth": steps,
+        "longest_wait_ms": round(max(got - asked for asked, got in waits) * 1e3, 2),
+    }
+    if kind == "burst":
+        measured["makespan_ms"] = round((max(got for _, got in waits) - began + BURST) * 1e3, 2)
+        measured["overtaken"] = overtaken(waits)
+        measured["size_after"] = driver.size()
+    else:
+        enough = driver.reached(ENOUGH)
+        measured["enough_after_ms"] = None if enough is None else round((enough - began) * 1e3, 1)
+        measured["per_second"] = round(len(waits) / (ended - began), 1)
+    return measured
 
 
 Waits = list[tuple[float, float]]
 """When each request asked for a connection, and when it got one."""
 
 
-def burst(pool: Peer, after: float) -> tuple[float, Waits, int]:  # noqa: ARG001 -- as `sustained`
+def burst(pool: Peer, after: float) -> tuple[float, Waits]:  # noqa: ARG001 -- as `sustained`
     """Have everybody make one request at the same time."""
     barrier = threading.Barrier(REQUESTS)
     waits: Waits = []
@@ -86,10 +94,10 @@ def burst(pool: Peer, after: float) -> tuple[float, Waits, int]:  # noqa: ARG001
 
     began = time.perf_counter()
     run_threads(request for _ in range(REQUESTS))
-    return min(asked for asked, _ in waits) if waits else began, waits, len(waits)
+    return min(asked for asked, _ in waits) if waits else began, waits
 
 
-def sustained(pool: Peer, seconds: float) -> tuple[float, Waits, int]:
+def sustained(pool: Peer, seconds: float) -> tuple[float, Waits]:
     """Have everybody make one request after the other."""
     barrier = threading.Barrier(REQUESTS)
     waits: list[Waits] = [[] for _ in range(REQUESTS)]
@@ -104,8 +112,7 @@ def sustained(pool: Peer, seconds: float) -> tuple[float, Waits, int]:
 
     began = time.perf_counter()
     run_threads(partial(requests, mine) for mine in waits)
-    everybody = [wait for mine in waits for wait in mine]
-    return began, everybody, len(everybody)
+    return began, [wait for mine in waits for wait in mine]
 
 
 def overtaken(waits: Waits) -> int:
@@ -121,7 +128,7 @@ def overtaken(waits: Waits) -> int:
     )
 
 
-def growth(driver: FakeDriver, began: float, ended: float) -> list[tuple[float, int]]:
+def growth(driver: Ledger, began: float, ended: float) -> list[tuple[float, int]]:
     """Return when, in ms from the beginning, the number of open connections became what."""
     size, steps = 0, []
     for instant, change in driver.ledger:
@@ -133,7 +140,7 @@ def growth(driver: FakeDriver, began: float, ended: float) -> list[tuple[float, 
     return [*steps, (round((ended - began) * 1e3, 1), size)]
 
 
-def tables(cases: list[Case]) -> list[Table]:
+def tables(cases: list[Case], title: str = TITLE, who: str = "threads") -> list[Table]:
     found = []
     if case := find(cases, kind="burst"):
         rows = [
@@ -155,7 +162,7 @@ def tables(cases: list[Case]) -> list[Table]:
             "connects begun",
             "connections 1 s later, most",
         ]
-        found.append(Table(TITLE, head, rows))
+        found.append(Table(title, head, rows))
     if case := find(cases, kind="sustained"):
         rows = []
         for name in names(case):
@@ -178,22 +185,24 @@ def tables(cases: list[Case]) -> list[Table]:
             "queries per second",
             "longest wait, ms",
         ]
-        found.append(Table("spike, sustained: 50 threads, queries of 20 ms", head, rows))
+        found.append(Table(f"{title.partition(':')[0]}, sustained: 50 {who}, queries of 20 ms", head, rows))
     return found
 
 
-def demands(cases: list[Case]) -> list[Demand]:
+def demands(cases: list[Case], name: str = "spike", ours: str = OURS) -> list[Demand]:
     found = []
     if case := find(cases, kind="burst"):
-        served, left, late = (series(case, OURS, key) for key in ("served", "size_after", "overtaken"))
+        served, left, late = (series(case, ours, key) for key in ("served", "size_after", "overtaken"))
         found += [
-            Demand("spike: requests served", min(served, default=None), REQUESTS, at_most=False),
-            Demand("spike: requests overtaken", median(late) if late else None, 0, at_most=True),
+            Demand(f"{name}: requests served", min(served, default=None), REQUESTS, at_most=False),
+            Demand(f"{name}: requests overtaken", median(late) if late else None, 0, at_most=True),
             Demand(
-                "spike: connections 1 s later", max(left, default=None), IDLE + MAX_CONNECTING, at_most=True
+                f"{name}: connections 1 s later", max(left, default=None), IDLE + MAX_CONNECTING, at_most=True
             ),
         ]
     if case := find(cases, kind="sustained"):
-        sizes = series(case, OURS, "size_at_most")
-        found.append(Demand("sustained load: connections", min(sizes, default=None), ENOUGH, at_most=False))
+        sizes = series(case, ours, "size_at_most")
+        found.append(
+            Demand(f"{name}, sustained load: connections", min(sizes, default=None), ENOUGH, at_most=False)
+        )
     return found

@@ -19,7 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .peers import PEERS, Connpool, Peer, PyPIConnpool
+from .async_peers import AsyncPeer
+from .field import EVERYBODY
+from .peers import Connpool, Peer, PyPIConnpool
 
 PR_SET_TIMERSLACK = 29
 
@@ -30,14 +32,14 @@ def exact_sleeps() -> None:
         ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
-def hello(peer: type[Peer]) -> dict[str, Any]:
+def hello(peer: type[Peer | AsyncPeer]) -> dict[str, Any]:
     """Say which version of the contender is here; make sure that it is the right one of the two connpools."""
     try:
         module = importlib.import_module(peer.module)
     except ImportError:
         return {"missing": f"not installed: there is no module {peer.module}"}
     ours = hasattr(module, "create_pool")
-    if peer is Connpool:
+    if peer.distribution == Connpool.distribution:
         assert ours, f"this is another package of the same name: {module.__file__}"
         return {"version": module.__version__}
     if peer is PyPIConnpool:
@@ -52,7 +54,7 @@ def hello(peer: type[Peer]) -> dict[str, Any]:
         return {"missing": f"not installed: {peer.distribution}"}
 
 
-def run(peer: type[Peer], benchmark: str, dsn: str, case: dict[str, Any]) -> dict[str, Any]:
+def run(peer: type[Peer | AsyncPeer], benchmark: str, dsn: str, case: dict[str, Any]) -> dict[str, Any]:
     """Measure once, with the garbage collector in the same state for everybody: on, and nothing old in it."""
     measure = importlib.import_module(f".{benchmark}", __package__).measure
     gc.collect()
@@ -71,11 +73,11 @@ def main() -> None:
     exact_sleeps()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr  # whatever a pool prints is not an answer
-    peer: type[Peer] = Peer
+    peer: type[Peer | AsyncPeer] = Peer
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "hello":
-            peer = PEERS[command["peer"]]
+            peer = EVERYBODY[command["peer"]]
             answer = hello(peer)
         else:
             try:

@@ -32,8 +32,25 @@ def benchmarks(*arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def results_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("benchmarks") / "results.json"
-    benchmarks("cycle", "fairness", "--quick", "--no-download", "--output", path)
+    benchmarks("cycle", "fairness", "async_waiting", "--quick", "--no-download", "--output", path)
     return path
+
+
+TASKS = {
+    "psycopg": {"connpool (asyncio)", "psycopg_pool (asyncio)", "SQLAlchemy (asyncio)", "floor (asyncio)"},
+    "asyncpg": {
+        "connpool (asyncio)",
+        "SQLAlchemy (asyncio)",
+        "asyncpg",
+        "asyncpg, no reset",
+        "floor (asyncio)",
+    },
+    "aiosqlite": {"connpool (asyncio)", "SQLAlchemy (asyncio)", "aiosqlitepool", "floor (asyncio)"},
+}
+
+
+def present_in(results: dict[str, Any]) -> set[str]:
+    return {name for name, entry in results["contenders"].items() if "version" in entry}
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +64,15 @@ def test_every_contender_took_part_or_says_that_it_is_not_installed(results: dic
     contenders = results["contenders"]
     assert "version" in contenders["connpool"]
     assert "version" in contenders["floor"]
+    assert "version" in contenders["connpool (asyncio)"]
+    assert "version" in contenders["asyncpg"]
     for name, entry in contenders.items():
         assert "version" in entry or entry["missing"].startswith("not installed"), name
 
 
 @pytest.mark.server
 def test_every_contender_that_took_part_was_measured_in_every_round(results: dict[str, Any]) -> None:
-    present = {name for name, entry in results["contenders"].items() if "version" in entry}
+    present = present_in(results) - set.union(*TASKS.values())
     [psycopg, pymysql], [fairness] = results["benchmarks"]["cycle"], results["benchmarks"]["fairness"]
     for cycle, wanted in ((psycopg, present), (pymysql, present & {"connpool", "SQLAlchemy", "floor"})):
         for round_ in cycle["rounds"]:
@@ -62,6 +81,22 @@ def test_every_contender_that_took_part_was_measured_in_every_round(results: dic
     for round_ in fairness["rounds"]:
         assert round_.keys() == present - {"floor"}
         assert all(measured["attempts"] == 100 for measured in round_.values()), round_
+
+
+@pytest.mark.server
+def test_every_async_contender_was_measured_with_the_drivers_that_it_knows(results: dict[str, Any]) -> None:
+    cases = results["benchmarks"]["async_waiting"]
+    assert [case["case"]["driver"] for case in cases] == list(TASKS)
+    for case in cases:
+        for round_ in case["rounds"]:
+            assert round_.keys() == TASKS[case["case"]["driver"]] & present_in(results)
+            assert all(measured["served"] == 2000 for measured in round_.values()), round_
+
+
+@pytest.mark.server
+def test_none_of_our_waiting_tasks_was_overtaken(results: dict[str, Any]) -> None:
+    for case in results["benchmarks"]["async_waiting"]:
+        assert [round_["connpool (asyncio)"]["overtaken"] for round_ in case["rounds"]] == [0]
 
 
 @pytest.mark.server
@@ -81,5 +116,5 @@ def test_results_say_where_and_with_what_they_were_measured(results: dict[str, A
 def test_report_shows_a_table_of_each_benchmark(results_file: Path) -> None:
     text = benchmarks("report", results_file)
     assert "| connpool |" in text
-    for heading in ("## cycle", "## fairness", "## What is demanded"):
+    for heading in ("## cycle", "## fairness", "## async_waiting", "## What is demanded"):
         assert heading in text

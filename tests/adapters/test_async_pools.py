@@ -1,4 +1,7 @@
-"""The pool over real servers: whoever is cancelled leaves nothing of his to the next borrower."""
+"""The pool over real servers: whoever is cancelled leaves no transaction, also where each return is a reset.
+
+That nobody sees his rows, without a reset and in greater numbers, is in `chaos/test_asyncio`.
+"""
 
 import asyncio
 import random
@@ -40,12 +43,11 @@ def harness(request: pytest.FixtureRequest) -> AsyncHarness:
 
 
 class TestCancelledBorrowers:
-    @pytest.mark.parametrize("reset", ["rollback", "full"])
     def test_the_next_borrower_gets_neither_rows_nor_a_transaction_of_a_cancelled_one(
-        self, harness: AsyncHarness, reset: str
+        self, harness: AsyncHarness
     ) -> None:
         rng = random.Random(4711)
-        table = f"{harness.table}_{type(harness).__name__}_{reset}"
+        table = f"{harness.table}_{type(harness).__name__}"
         finished: set[int] = set()  # their bodies; what comes after may have been cancelled
         served: set[int] = set()
         cancelled = []
@@ -59,7 +61,7 @@ class TestCancelledBorrowers:
             served.add(number)
 
         async def main() -> None:
-            async with AsyncConnectionPool(harness.aadapter(), max_size=MAX_SIZE, reset=reset) as pool:
+            async with AsyncConnectionPool(harness.aadapter(), max_size=MAX_SIZE, reset="full") as pool:
                 async with pool.connection() as conn:
                     await harness.arun(conn, f"CREATE TABLE {table} (a INTEGER)")
                 tasks = [asyncio.ensure_future(borrow(pool, number)) for number in range(BORROWERS)]

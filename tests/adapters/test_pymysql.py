@@ -1853,6 +1853,38 @@ def test_what_is_wrong_with_certificates_is_not_cured_by_trying_again(
         assert adapter.fault(caught.value, dialling=True) is Fault.AUTH, (changes, caught.value)
 
 
+def test_dials_without_tls_options_share_one_context_and_read_no_certificates(
+    mariadb: MariaDB, tls_mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {name: value for name, value in tls_mariadb.params.items() if not name.startswith("ssl")}
+    adapters = [PyMySQLAdapter(**params), PyMySQLAdapter(**mariadb.params)]
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", None)  # it reads the system's certificates
+        conns: list[Any] = [adapter.connect(LIMIT) for adapter in adapters * 2]
+    with contextlib.ExitStack() as stack:
+        for conn in conns:
+            stack.callback(conn.close)
+        assert [isinstance(conn._sock, ssl.SSLSocket) for conn in conns] == [True, False, True, False]
+        assert len({conn.ctx for conn in conns}) == 1
+        plain = stack.enter_context(pymysql.connect(**params))
+        assert conns[0]._sock.cipher() == plain._sock.cipher()  # type: ignore[attr-defined] # not in the stubs
+        for setting in ("verify_mode", "check_hostname", "verify_flags", "options", "minimum_version"):
+            assert getattr(conns[0].ctx, setting) == getattr(plain.ctx, setting)  # type: ignore[attr-defined] # as above
+
+
+def test_tls_options_are_passed_through_untouched(tls_mariadb: MariaDB) -> None:
+    how = {"ssl_ca": tls_mariadb.params["ssl_ca"], "ssl_verify_cert": True, "ssl_verify_identity": True}
+    conns: list[Any] = [changed(tls_mariadb, **how).connect(LIMIT) for _ in range(2)]
+    for conn in conns:
+        conn.close()
+    assert len({conn.ctx for conn in conns}) == 2
+    assert all(conn.ctx.verify_mode == ssl.CERT_REQUIRED and conn.ctx.check_hostname for conn in conns)
+    own = ssl.create_default_context(cafile=tls_mariadb.params["ssl_ca"])
+    lent: Any = PyMySQLAdapter(**{**tls_mariadb.params, "ssl_ca": None, "ssl": own}).connect(LIMIT)
+    lent.close()
+    assert lent.ctx is own
+
+
 def test_a_handshake_that_breaks_off_is_worth_another_try(tls_mariadb: MariaDB) -> None:
     with FaultProxy(tls_mariadb.address) as proxy:
         adapter = changed(tls_mariadb, port=proxy.port, ssl_verify_cert=True)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,11 +15,10 @@ import httpx
 import pytest
 from servers import PostgreSQL, free_port, wait_until
 
-import connpool
+from apps.stage import environment, running
 
 pytestmark = pytest.mark.server
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 REQUESTS = 100  # at a time
 SIZE = 5  # of both applications' pools
 
@@ -53,41 +51,19 @@ class Application:
 @contextmanager
 def serving(module: str, server: PostgreSQL, log: Path) -> Iterator[Application]:
     port, name = free_port(), f"{module}-{os.getpid()}"
-    params = server.params
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(connpool.__file__).parents[1]),
-        "PGHOST": params["host"],
-        "PGPORT": str(params["port"]),
-        "PGUSER": params["user"],
-        "PGDATABASE": params["dbname"],
-        "PGAPPNAME": name,
-    }
     command = [sys.executable, "-m", "uvicorn", f"{module}:app", "--port", str(port), "--no-access-log"]
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            command, cwd=EXAMPLES, env=environment, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        app = Application(f"http://127.0.0.1:{port}", server, name, log)
+    app = Application(f"http://127.0.0.1:{port}", server, name, log)
 
-        def answers() -> bool:
-            assert process.poll() is None, log.read_text()
-            try:
-                return bool(app.pool()["size"])
-            except httpx.TransportError:
-                return False
-
+    def answers() -> bool:
         try:
-            wait_until(answers, 20, "uvicorn answers")
-            yield app
-            wait_until(app.is_at_rest, what="what the server sees is what the pool says, and nobody has any")
-            process.terminate()
-            assert process.wait(10) in (0, -15), log.read_text()
-            assert app.census() == 0
-        finally:
-            process.kill()
+            return bool(app.pool()["size"])
+        except httpx.TransportError:
+            return False
+
+    with running(command, environment(server, name), log, answers):
+        yield app
+        wait_until(app.is_at_rest, what="what the server sees is what the pool says, and nobody has any")
+    assert app.census() == 0
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ TIMEOUT = 5.0  # seconds for an acquire
 LATE = 0.1  # seconds that a step may take beyond its limit
 RECOVERS_WITHIN = 1.0  # seconds after the server accepts connections again
 
-CANCELLATIONS = 2000
+CANCELLATIONS = 1500
 ROWS = 20
 INSTANTS = 0.002  # seconds within which a task is cancelled, once it has begun or has its first answer
 
@@ -81,8 +81,8 @@ class Driver:
     """What its statements raise when their connection is lost."""
     database: str = "dbname"
 
-    def adapter(self, address: tuple[str, int] | None = None) -> Any:
-        params: dict[str, Any] = {**self.server.params}
+    def adapter(self, address: tuple[str, int] | None = None, **more: str) -> Any:
+        params: dict[str, Any] = {**self.server.params, **more}
         params[self.database] = params.pop("dbname", None) or params.pop("database")
         if address is not None:
             params["host"], params["port"] = address
@@ -388,22 +388,43 @@ def test_nobody_sees_the_rows_of_one_who_was_cancelled(driver: Driver) -> None:
     ("driver", "times"), [("psycopg", 1), ("asyncpg", 1), ("asyncpg", 5)], indirect=["driver"]
 )
 def test_what_a_cancelled_task_has_asked_for_ends_in_the_server(driver: Driver, times: int) -> None:
+    play(lambda: cancelled_while_asking(driver, driver.adapter(), times))
+
+
+@pytest.mark.parametrize(
+    ("driver", "limit", "times"),
+    [
+        ("psycopg", {"options": "-c client_connection_check_interval=200ms"}, 5),
+        ("aiomysql", {"init_command": "SET SESSION max_statement_time = 0.5"}, 1),
+    ],
+    indirect=["driver"],
+)
+def test_what_goes_on_in_the_server_ends_with_a_limit_there(
+    driver: Driver, limit: dict[str, str], times: int
+) -> None:
+    play(lambda: cancelled_while_asking(driver, driver.adapter(**limit), times))
+
+
+async def cancelled_while_asking(driver: Driver, adapter: Any, times: int) -> None:
+    """Cancel a task that has asked for a minute of sleep; wait until the server does not sleep any more."""
+
     def asked() -> bool:
-        return any("pg_sleep" in session.query for session in driver.server.census())
+        return any("sleep(60)" in (session.query or "") for session in driver.server.census())
 
-    async def ask(pool: AsyncConnectionPool[Any]) -> None:
+    async def ask() -> None:
         async with pool.connection() as conn:
-            await conn.execute("select pg_sleep(60)")
+            if isinstance(driver.server, MariaDB):
+                async with conn.cursor() as cursor:
+                    await cursor.execute("select sleep(60)")
+            else:
+                await conn.execute("select pg_sleep(60)")
 
-    async def scene() -> None:
-        async with AsyncConnectionPool(driver.adapter(), max_size=1) as pool:
-            task = asyncio.create_task(ask(pool))
-            await asyncio.to_thread(wait_until, asked)
-            for _ in range(times):
-                task.cancel()
-                await asyncio.sleep(0.0002)
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await asyncio.to_thread(wait_until, lambda: not asked())
-
-    play(scene)
+    async with AsyncConnectionPool(adapter, max_size=1) as pool:
+        task = asyncio.create_task(ask())
+        await asyncio.to_thread(wait_until, asked)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.0002)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_until, lambda: not asked())

@@ -21,6 +21,8 @@ import connpool
 
 SOURCE = str(Path(connpool.__file__).parents[1])
 PATCHED = ["-m", "gevent.monkey"]
+JITTER = 0.02
+"""Seconds by which the latest tick of a greenlet beside may be late; 0.01 without any pool."""
 MOST_LATE = 0.1
 """Of the ticks of a greenlet beside, how many may be late; all are, if somebody blocks the hub."""
 
@@ -68,18 +70,23 @@ def server(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.server
 def test_200_greenlets_share_5_connections_and_the_hub_goes_on(server: PostgreSQL | MariaDB) -> None:
-    with playing("crowd", server=server) as process:
-        counts = [0]
-        while process.poll() is None:
-            counts.append(census(server))
-        assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
-    assert max(counts) == 5
-    assert 2 <= said["took"] < 4  # 40 rounds of 50 ms
-    assert said["in_order"]
-    assert said["late"] < MOST_LATE
-    assert said["ticks"] > 100
-    wait_until(lambda: not census(server), what="no session is left behind")
+    worst = []
+    # Other tests hold up this process, too: what holds up the hub by itself does so each time.
+    while not worst or (min(worst) >= JITTER and len(worst) < 3):
+        with playing("crowd", server=server) as process:
+            counts = [0]
+            while process.poll() is None:
+                counts.append(census(server))
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline())
+        assert max(counts) == 5
+        assert 2 <= said["took"] < 4  # 40 rounds of 50 ms
+        assert said["in_order"]
+        assert said["late"] < MOST_LATE
+        assert said["ticks"] > 100
+        wait_until(lambda: not census(server), what="no session is left behind")
+        worst.append(said["worst"])
+    assert min(worst) < JITTER
 
 
 @pytest.mark.server

@@ -40,6 +40,11 @@ then.  A session that had no database cannot get rid of one.
 what is left of its own limit.  Name resolution is not covered.  A server that drips single bytes of
 one packet is given the limit for each of them; the answer to a ROLLBACK has a dozen.
 
+*TLS.*  Without an option for it, PyMySQL 1.2 uses TLS if the server offers it, and verifies nothing; yet it
+reads the system's certificates at each dial: 24 ms of computing, which hold up all greenlets of a hub.  The
+context that it makes is the same each time, so the adapter's connections share one.  Where there is an
+option, PyMySQL makes a context for each dial, as it does without a pool: files may have been renewed.
+
 *Threads.*  ``threadsafety`` is 1, and there is no lock to ask.
 
 Not known here: sizes, queues, when a connection is looked at, what becomes of it.
@@ -233,6 +238,16 @@ _URL_PARAMETERS: dict[str, Callable[[str], object]] = {
 _GOODBYE = 1.0
 """Seconds that a server has to close its end, if the caller does not say."""
 
+_TLS_OPTIONS = (
+    "ssl",
+    "ssl_ca",
+    "ssl_cert",
+    "ssl_disabled",
+    "ssl_key",
+    "ssl_verify_cert",
+    "ssl_verify_identity",
+)
+
 # What of the parameters may be shown: never a password, not even a wrong one.
 _SHOWN = ("unix_socket", "host", "port", "user", "database")
 
@@ -296,6 +311,15 @@ def _pooled(base: type[Any]) -> type[Any]:
         _next_seq_id: int
         server_status: int
         charset: str
+        _shared_context: ssl.SSLContext | None = None
+
+        def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
+            if sslp:
+                return cast("ssl.SSLContext", super()._create_ssl_ctx(sslp))
+            shared = Pooled._shared_context
+            if shared is None:
+                shared = Pooled._shared_context = super()._create_ssl_ctx(sslp)
+            return cast("ssl.SSLContext", shared)
 
         def _execute_command(self, command: int, sql: str | bytes) -> None:
             number = self._next_seq_id
@@ -697,6 +721,9 @@ class PyMySQLAdapter(Generic[C]):
         _refuse_unknown(params)
         self._params: dict[str, Any] = params
         self._callable: Callable[[], C] | None = None
+        if params and not any(params.get(name) for name in _TLS_OPTIONS):
+            # Has the shared context made now, and not while somebody waits for the first dial.
+            _classes.of(Connection)(defer_connect=True)
 
     @classmethod
     def around(cls, connect: Callable[[], C2]) -> PyMySQLAdapter[C2]:
