@@ -23,6 +23,7 @@ from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Ending, Flow, Flows
 from .engine.records import Entry
+from .engine.upkeep import CLOSE_GRACE
 from .errors import PoolMisuse
 from .events import Event
 from .guard import Loan, guard, loan_of, site, unwrap
@@ -498,6 +499,17 @@ class ConnectionPool(Generic[C]):
         self._run(self._flows.evict(over))
         if self._apart is not None:
             self._apart.evict(over=over)
+
+    def clear(self) -> None:
+        """Close what is idle now, and what is in use when it comes back.
+
+        Unlike `evict` it opens nothing in their place before somebody asks, but for `min_idle`, and it
+        waits a moment until the idle ones are closed: for a database that is about to be dropped.  The
+        pool serves on.
+        """
+        self._run(self._flows.clear(clock() + CLOSE_GRACE))
+        if self._apart is not None:
+            self._apart.clear()
 
     def suspend(self) -> None:
         """Serve nobody until `resume`: who acquires waits, within his deadline.
