@@ -22,7 +22,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = (
     (
         *("connpool._version", "connpool.errors", "connpool.stats", "connpool.events", "connpool.advice"),
-        *("connpool.reset", "connpool.options", "connpool.adapter"),
+        *("connpool.behind", "connpool.reset", "connpool.options", "connpool.adapter"),
     ),
     ("connpool.engine",),
     (

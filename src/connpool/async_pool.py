@@ -22,6 +22,7 @@ from weakref import ref
 
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
 from .advice import Advice, advise
+from .behind import Proxy
 from .deadlines import earliest, limits
 from .description import Description, describe
 from .engine.core import Core
@@ -30,7 +31,7 @@ from .engine.records import Entry
 from .engine.upkeep import CLOSE_GRACE
 from .errors import PoolMisuse
 from .events import Event
-from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
+from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout, ping_after_of
 from .pool import _numbers
 from .reset import Policy
 from .stats import PoolStats
@@ -209,7 +210,7 @@ class AsyncConnectionPool(Generic[C]):
         max_lifetime: float | None = 1800.0,
         idle_timeout: float | None = 600.0,
         probe_after: float | None = 0.5,
-        ping_after: float | None = 30.0,
+        ping_after: float | Default | None = DEFAULT,
         keepalive: float | None = None,
         max_uses: int | None = None,
         reset: Policy = "rollback",
@@ -217,6 +218,7 @@ class AsyncConnectionPool(Generic[C]):
         commit_timeout: float | None = None,
         credentials: Callable[[], Provided | Awaitable[Provided]] | None = None,
         require: Literal["read-write"] | None = None,
+        behind: Proxy | None = None,
         on_connect: Callable[[C], object] | None = None,
         on_acquire: Callable[[C], object] | None = None,
         on_release: Callable[[C], object] | None = None,
@@ -240,7 +242,7 @@ class AsyncConnectionPool(Generic[C]):
             max_lifetime=max_lifetime,
             idle_timeout=idle_timeout,
             probe_after=probe_after,
-            ping_after=ping_after,
+            ping_after=ping_after_of(ping_after, behind),
             keepalive=keepalive,
             max_uses=max_uses,
             reset=reset,
@@ -248,6 +250,7 @@ class AsyncConnectionPool(Generic[C]):
             commit_timeout=commit_timeout,
             credentials=credentials,
             require=require,
+            behind=behind,
             on_connect=on_connect,
             on_acquire=on_acquire,
             on_release=on_release,

@@ -25,6 +25,7 @@ from math import inf
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeGuard, TypeVar, cast
 
 from ..adapter import Adapter, Credentials, Fault, Verdict, adapter_for
+from ..behind import PRESETS, strayed
 from ..errors import (
     Holder,
     PoolClosed,
@@ -162,6 +163,7 @@ class Flows(Generic[C]):
         self._people = people
         self._throttle = Throttle()
         self._told_blocking = False
+        self._told_strayed = False
         self._diagnosis: tuple[PoolStats, tuple[Holder, ...], str] | None = None
         self._diagnoses = 0  # made since ...
         self._diagnosed_at = -inf
@@ -582,11 +584,14 @@ class Flows(Generic[C]):
         """Return why a connection is to be discarded for the error that its borrower met, or ``None``."""
         if not isinstance(error, Exception) or isinstance(error, PoolError):
             return None
+        yield from self._look_for_strays(error)
         fault = self._fault(error, adapter)
         if fault is Fault.DEAD and verdict >= Verdict.BROKEN:
             return Reason.DEAD
         if fault is not Fault.DEMOTED or verdict >= Verdict.BROKEN:
             return None
+        if self.core.options.behind is not None:
+            return None  # whether another session takes writes is not this connection's to know
         # The same errors come from a transaction that its borrower made read-only.
         try:
             limit = self.core.options.reset_timeout
@@ -594,6 +599,24 @@ class Flows(Generic[C]):
         except Exception:
             return Reason.DEAD  # counted
         return None if writable else Reason.DEMOTED
+
+    def _look_for_strays(self, error: Exception) -> Flow[None]:
+        """Tell, once, of prepared statements that met another session: that is what poolers do to them."""
+        found = None if self._told_strayed else strayed(error)
+        if found is None:
+            return
+        self._told_strayed = True
+        behind = self.core.options.behind
+        hint = (
+            "in front of the server there is probably a pooler in transaction mode, such as PgBouncer: say "
+            "behind='pgbouncer'; or somebody has said DEALLOCATE or DISCARD ALL himself"
+            if behind is None
+            else f"behind {PRESETS[behind].title} nothing can be prepared, by PREPARE or by the driver"
+        )
+        sqlstate, meaning = found
+        text = f"{meaning} (SQLSTATE {sqlstate}): {hint}"
+        error.add_note(text)
+        yield from self._tell("stray_statement", text, sqlstate=sqlstate, hint=hint)
 
     def _reset(
         self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, error: BaseException | None
@@ -880,6 +903,9 @@ class Flows(Generic[C]):
             slot.conn = entry.conn = conn  # from here on it is closed if this flow ends early
             adapter = self.adapter or self._decide(conn)
             entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
+            if core.options.behind is not None and (unprepare := getattr(adapter, "unprepare", None)):
+                yield Call(Step.ADOPT, unprepare, conn)
+                entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
             entry.verdict = adapter.verdict
             yield from self._examine(entry, adapter, began)
             if self._parts:
@@ -958,13 +984,16 @@ class Flows(Generic[C]):
     def _examine(self, entry: Entry[C], adapter: Adapter[C], began: float) -> Flow[None]:
         """Ask a new connection's server what it is like."""
         options = self.core.options
-        if options.require is not None:
-            writable = yield Call(Step.WRITABLE, adapter.writable, entry.conn, self._dial_limit(began))
-            if not writable:
-                raise self._error(
-                    PoolUnavailable, f"the server takes no writes, and require={options.require!r}"
-                )
-        seconds = yield Call(Step.IDLE_LIMIT, adapter.idle_limit, entry.conn, self._dial_limit(began))
+        if options.behind is not None:  # the answers would be about some session or other
+            seconds = PRESETS[options.behind].idle_limit
+        else:
+            if options.require is not None:
+                writable = yield Call(Step.WRITABLE, adapter.writable, entry.conn, self._dial_limit(began))
+                if not writable:
+                    raise self._error(
+                        PoolUnavailable, f"the server takes no writes, and require={options.require!r}"
+                    )
+            seconds = yield Call(Step.IDLE_LIMIT, adapter.idle_limit, entry.conn, self._dial_limit(began))
         if seconds is None:
             return
         entry.idle_limit = seconds * upkeep.SERVER_MARGIN

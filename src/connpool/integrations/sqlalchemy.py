@@ -160,6 +160,12 @@ class _Records:
         record.adopted = record.dbapi_connection
         return None
 
+    def unprepare(self, record: _Record) -> None:
+        """Have the driver prepare nothing, if it would."""
+        unprepare = getattr(self.driver, "unprepare", None)
+        if unprepare is not None:
+            unprepare(record.driver)
+
     def verdict(self, record: _Record, _: object) -> Any:
         """Ask the driver's adapter; a record that is not what it was must be closed."""
         if record.dbapi_connection is not record.adopted or record._soft_invalidate_time > record.starttime:
@@ -400,6 +406,7 @@ class ConnPool(Pool):
         commit_timeout: object = DEFAULT,
         credentials: object = DEFAULT,
         require: object = DEFAULT,
+        behind: object = DEFAULT,
         on_connect: object = DEFAULT,
         on_acquire: object = DEFAULT,
         on_release: object = DEFAULT,
