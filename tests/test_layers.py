@@ -22,7 +22,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = (
     (
         *("connpool._version", "connpool.errors", "connpool.stats", "connpool.events", "connpool.advice"),
-        *("connpool.reset", "connpool.options", "connpool.adapter"),
+        *("connpool.behind", "connpool.reset", "connpool.options", "connpool.adapter"),
     ),
     ("connpool.engine",),
     (
@@ -241,6 +241,8 @@ BAD = [
     ("connpool.adapters.psycopg", "import connpool.cli", "public API only"),
     ("connpool.adapters.psycopg", "import pymysql\nimport psycopg", "not psycopg and pymysql"),
     ("connpool.cli.demo", "from connpool import engine", "public API only"),
+    ("connpool.integrations.sqlalchemy", "from connpool.engine.core import Core", "public API only"),
+    ("connpool.integrations.sqlalchemy", "import sqlalchemy\nimport psycopg", "not psycopg and sqlalchemy"),
     ("connpool.testing", "import pytest", "no dependencies"),
     ("connpool.testing", "from connpool.threads import run", "public API only"),
 ]

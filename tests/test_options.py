@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from connpool import Credentials, reset
-from connpool.options import DEFAULT, PoolOptions, check_timeout
+from connpool import ConnectionPool, Credentials, reset
+from connpool.behind import PRESETS
+from connpool.options import DEFAULT, PoolOptions, check_timeout, ping_after_of
+from connpool.testing import FakeAdapter, FakeServer
 
 SECONDS = {  # whether 0 and None mean something
     "acquire_timeout": (True, True),
@@ -30,7 +32,7 @@ WHOLE = {  # the least, and whether None means something
     "max_dedicated": (0, False),
 }
 HOOKS = {"on_connect", "on_acquire", "on_release", "on_close"}
-OTHER = {*HOOKS, "reset", "credentials", "require", "nested", "observers", "debug", "name"}
+OTHER = {*HOOKS, "reset", "credentials", "require", "behind", "nested", "observers", "debug", "name"}
 
 # Without the rules that compare two options.
 ALONE: dict[str, Any] = {"probe_after": None, "ping_after": None}
@@ -254,3 +256,39 @@ def test_timeout_argument_has_the_rule_of_acquire_timeout() -> None:
 
 def test_default_shows_as_its_name() -> None:
     assert repr(DEFAULT) == "DEFAULT"
+
+
+# -- behind a proxy ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proxy", PRESETS)
+def test_nothing_is_pinged_behind_a_proxy_unless_that_is_said(proxy: str) -> None:
+    assert ping_after_of(DEFAULT, None) == 30.0
+    assert ping_after_of(DEFAULT, proxy) is None
+    assert ping_after_of(30.0, proxy) == 30.0
+    assert ping_after_of(None, None) is None
+    with ConnectionPool(FakeAdapter(FakeServer()), behind=proxy) as pool:  # type: ignore[arg-type]
+        assert pool.describe().options["ping_after"] is None
+    with ConnectionPool(FakeAdapter(FakeServer()), behind=proxy, ping_after=5.0) as pool:  # type: ignore[arg-type]
+        assert pool.describe().options["ping_after"] == 5.0
+
+
+@pytest.mark.parametrize("proxy", ["PgBouncer", "odyssey", "", 5, True])
+def test_an_unknown_proxy_is_refused(proxy: Any) -> None:
+    assert refusal(ValueError, behind=proxy).startswith(f"behind={proxy!r}: must be one of ")
+
+
+@pytest.mark.parametrize("policy", ["full", "reset_connection", ["rollback", "discard_all"], reset.unlisten])
+def test_a_reset_by_parts_is_refused_behind_a_proxy(policy: Any) -> None:
+    text = refusal(ValueError, behind="pgbouncer", reset=policy)
+    assert text.startswith(f"reset={policy!r}: it would meet another session")
+    assert "behind='pgbouncer'" in text
+
+
+@pytest.mark.parametrize("policy", ["rollback", "none", print, [print]])
+def test_a_reset_that_needs_no_session_is_allowed_behind_a_proxy(policy: Any) -> None:
+    options(behind="proxysql", reset=policy)
+
+
+def test_a_requirement_is_refused_behind_a_proxy() -> None:
+    assert "the proxy decides" in refusal(ValueError, behind="rds-proxy", require="read-write")

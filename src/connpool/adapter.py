@@ -137,6 +137,10 @@ class Adapter(Protocol[C]):
         May raise `PoolMisuse` if such a connection cannot be pooled.
         """
 
+    # A method that only some drivers need, and only with the option `behind`, and so no part of this
+    # protocol: ``unprepare(conn)`` sees to it that the driver prepares nothing on a connection that has just
+    # been adopted.  No I/O.  The connection is adopted once more afterwards.
+
     def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:
         """Note what a reset of these *parts* will have to bring back; return it.
 

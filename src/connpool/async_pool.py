@@ -22,15 +22,17 @@ from weakref import ref
 
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
 from .advice import Advice, advise
+from .behind import Proxy
 from .deadlines import earliest, limits
 from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Flows
 from .engine.operations import Ending, Flow
 from .engine.records import Entry
+from .engine.upkeep import CLOSE_GRACE
 from .errors import PoolMisuse
 from .events import Event
-from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
+from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout, ping_after_of
 from .pool import _numbers
 from .reset import Policy
 from .stats import PoolStats
@@ -209,7 +211,7 @@ class AsyncConnectionPool(Generic[C]):
         max_lifetime: float | None = 1800.0,
         idle_timeout: float | None = 600.0,
         probe_after: float | None = 0.5,
-        ping_after: float | None = 30.0,
+        ping_after: float | Default | None = DEFAULT,
         keepalive: float | None = None,
         max_uses: int | None = None,
         reset: Policy = "rollback",
@@ -217,6 +219,7 @@ class AsyncConnectionPool(Generic[C]):
         commit_timeout: float | None = None,
         credentials: Callable[[], Provided | Awaitable[Provided]] | None = None,
         require: Literal["read-write"] | None = None,
+        behind: Proxy | None = None,
         on_connect: Callable[[C], object] | None = None,
         on_acquire: Callable[[C], object] | None = None,
         on_release: Callable[[C], object] | None = None,
@@ -240,7 +243,7 @@ class AsyncConnectionPool(Generic[C]):
             max_lifetime=max_lifetime,
             idle_timeout=idle_timeout,
             probe_after=probe_after,
-            ping_after=ping_after,
+            ping_after=ping_after_of(ping_after, behind),
             keepalive=keepalive,
             max_uses=max_uses,
             reset=reset,
@@ -248,6 +251,7 @@ class AsyncConnectionPool(Generic[C]):
             commit_timeout=commit_timeout,
             credentials=credentials,
             require=require,
+            behind=behind,
             on_connect=on_connect,
             on_acquire=on_acquire,
             on_release=on_release,
@@ -450,6 +454,17 @@ class AsyncConnectionPool(Generic[C]):
         self._runner.follow_up()
         if self._apart is not None:
             self._apart.evict(over=over)
+
+    async def clear(self) -> None:
+        """Close what is idle now, and what is in use when it comes back.
+
+        Unlike `evict` it opens nothing in their place before somebody asks, but for `min_idle`, and it
+        waits a moment until the idle ones are closed: for a database that is about to be dropped.  The
+        pool serves on.
+        """
+        await self._run(self._flows.clear(clock() + CLOSE_GRACE))
+        if self._apart is not None:
+            await self._apart.clear()
 
     def suspend(self) -> None:
         """Serve nobody until `resume`: who acquires waits, within his deadline.

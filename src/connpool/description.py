@@ -70,14 +70,14 @@ def _statements(options: PoolOptions, adapter: Any) -> dict[str, str]:
     policy = steps(options.reset)
     parts = [part for step in policy or () if isinstance(step, tuple) for part in step]
     occasions = {
-        "connect": True,
+        "connect": options.behind is None,
         "require": options.require is not None,
         "ping": options.ping_after is not None or options.keepalive is not None,
         "begin": True,
         "commit": True,
         "rollback": policy is not None,
         "restore": policy is not None,
-        "demoted": True,
+        "demoted": options.behind is None,
         **dict.fromkeys((str(part) for part in parts), True),
     }
     return {occasion: says.get(occasion, _UNKNOWN) for occasion, there in occasions.items() if there}

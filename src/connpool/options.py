@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from . import reset as resets
+from .behind import PRESETS, Proxy
 from .events import Event
 
 
@@ -74,7 +75,10 @@ class PoolOptions:
     """
 
     ping_after: float | None = 30.0
-    """Seconds idle after which one round trip must succeed before lending; 0 every time, ``None`` never."""
+    """Seconds idle after which one round trip must succeed before lending; 0 every time, ``None`` never.
+
+    With `behind` it is ``None`` if nothing else is said.
+    """
 
     keepalive: float | None = None
     """Seconds without a word after which an idle connection's server is pinged, less a random tenth.
@@ -112,6 +116,13 @@ class PoolOptions:
 
     require: Literal["read-write"] | None = None
     """"read-write" refuses a server that takes no writes, such as a standby, and dials again."""
+
+    behind: Proxy | None = None
+    """The proxy in front of the server, if it shares sessions between transactions; ``None``: none does.
+
+    "pgbouncer" (in transaction mode), "rds-proxy" or "proxysql": the pool asks, sets and resets nothing, does
+    not ping unless `ping_after` says so, and has drivers prepare nothing.
+    """
 
     on_connect: Callable[[Any], object] | None = None
     """Called with each new connection, and again after each reset by parts of a policy.
@@ -170,7 +181,9 @@ class PoolOptions:
             rule = _RULES.get(option.name)
             if rule is not None:
                 rule(option.name, getattr(self, option.name))
-        resets.steps(self.reset)
+        steps = resets.steps(self.reset)
+        if self.behind is not None:
+            self._refuse_what_needs_a_session(steps)
         if self.min_idle > self.max_size:
             raise ValueError(f"min_idle={self.min_idle}: must not exceed max_size={self.max_size}")
         if (
@@ -183,6 +196,14 @@ class PoolOptions:
                 " set both, or probe_after=None"
             )
 
+    def _refuse_what_needs_a_session(self, steps: resets.Steps | None) -> None:
+        """Refuse what contradicts `behind`."""
+        meets = f"it would meet another session than the borrower's (behind={self.behind!r})"
+        if any(isinstance(step, tuple) for step in steps or ()):
+            raise ValueError(f'reset={self.reset!r}: {meets}; use "rollback", "none" or a callable')
+        if self.require is not None:
+            raise ValueError(f"require={self.require!r}: {meets}; the proxy decides which server it is")
+
     def apart(self) -> dict[str, Any]:
         """Return the options of the pool of dedicated connections beside a pool with these."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {
@@ -192,6 +213,14 @@ class PoolOptions:
             "max_uses": 1,
             "reset": "rollback",
         }
+
+
+def ping_after_of(ping_after: float | Default | None, behind: object) -> float | None:
+    """Return what `ping_after` is if nothing, or something else, is said."""
+    if not isinstance(ping_after, Default):
+        return ping_after
+    preset = PRESETS.get(behind) if isinstance(behind, str) else None
+    return PoolOptions.ping_after if preset is None else preset.ping_after
 
 
 # -- rules -------------------------------------------------------------------------------------------
@@ -245,6 +274,12 @@ def _requirement(name: str, value: object) -> None:
         raise ValueError(f'{name}={value!r}: must be "read-write", or None')
 
 
+def _proxy(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, str) or value not in PRESETS):
+        known = ", ".join(f'"{proxy}"' for proxy in PRESETS)
+        raise ValueError(f"{name}={value!r}: must be one of {known}, or None")
+
+
 def _nesting(name: str, value: object) -> None:
     if value not in ("warn", "forbid", "allow"):
         raise ValueError(f'{name}={value!r}: must be "warn", "forbid" or "allow"')
@@ -283,6 +318,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "commit_timeout": _seconds(none="no limit"),
     "credentials": _provider,
     "require": _requirement,
+    "behind": _proxy,
     "on_connect": _hook,
     "on_acquire": _hook,
     "on_release": _hook,

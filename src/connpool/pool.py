@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, 
 from . import borrowers
 from .adapter import Adapter, Credentials, adapter_for_url
 from .advice import Advice, advise
+from .behind import Proxy
 from .borrowers import threads
 from .deadlines import earliest, limits
 from .description import Description, describe
@@ -24,10 +25,11 @@ from .engine.core import Core
 from .engine.flows import Flows
 from .engine.operations import Ending, Flow
 from .engine.records import Entry
+from .engine.upkeep import CLOSE_GRACE
 from .errors import PoolMisuse
 from .events import Event
 from .guard import Loan, guard, loan_of, site, unwrap
-from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout
+from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout, ping_after_of
 from .reset import Policy
 from .stats import PoolStats, Reason
 from .threads import ThreadRunner, ThreadWaiter, clock, slept
@@ -238,7 +240,7 @@ class ConnectionPool(Generic[C]):
         probe_after: Seconds idle after which the socket is looked at before lending, without a round
             trip.  0: every time.  ``None``: never.
         ping_after: Seconds idle after which one round trip must succeed before lending.  0: every time.
-            ``None``: never.
+            ``None``: never.  `DEFAULT`: 30, but never with `behind`.
         keepalive: Seconds without a word after which an idle connection's server is pinged, off the callers'
             path.  ``None``: never.
         max_uses: Times a connection is lent before it is replaced.  ``None``: any number.
@@ -250,6 +252,8 @@ class ConnectionPool(Generic[C]):
         credentials: Asked before each dial for connect parameters, such as a password that changes; returns
             them, or `Credentials` that expire.  It needs an adapter made of parameters or a URL.
         require: ``"read-write"`` refuses a server that takes no writes, such as a standby.
+        behind: The proxy in front of the server that shares its sessions between transactions:
+            ``"pgbouncer"``, ``"rds-proxy"`` or ``"proxysql"``.  Nothing is asked, reset or prepared then.
         on_connect: Called with each new connection, in the thread that opened it, in an empty context; and
             again after each reset by parts.  A transaction it leaves open is committed, as with any hook.
         on_acquire: Called with each connection before it is lent, in the borrower's thread and context,
@@ -281,7 +285,7 @@ class ConnectionPool(Generic[C]):
         max_lifetime: float | None = 1800.0,
         idle_timeout: float | None = 600.0,
         probe_after: float | None = 0.5,
-        ping_after: float | None = 30.0,
+        ping_after: float | Default | None = DEFAULT,
         keepalive: float | None = None,
         max_uses: int | None = None,
         reset: Policy = "rollback",
@@ -289,6 +293,7 @@ class ConnectionPool(Generic[C]):
         commit_timeout: float | None = None,
         credentials: Callable[[], Mapping[str, Any] | Credentials] | None = None,
         require: Literal["read-write"] | None = None,
+        behind: Proxy | None = None,
         on_connect: Callable[[C], object] | None = None,
         on_acquire: Callable[[C], object] | None = None,
         on_release: Callable[[C], object] | None = None,
@@ -310,7 +315,7 @@ class ConnectionPool(Generic[C]):
             max_lifetime=max_lifetime,
             idle_timeout=idle_timeout,
             probe_after=probe_after,
-            ping_after=ping_after,
+            ping_after=ping_after_of(ping_after, behind),
             keepalive=keepalive,
             max_uses=max_uses,
             reset=reset,
@@ -318,6 +323,7 @@ class ConnectionPool(Generic[C]):
             commit_timeout=commit_timeout,
             credentials=credentials,
             require=require,
+            behind=behind,
             on_connect=on_connect,
             on_acquire=on_acquire,
             on_release=on_release,
@@ -499,6 +505,17 @@ class ConnectionPool(Generic[C]):
         self._run(self._flows.evict(over))
         if self._apart is not None:
             self._apart.evict(over=over)
+
+    def clear(self) -> None:
+        """Close what is idle now, and what is in use when it comes back.
+
+        Unlike `evict` it opens nothing in their place before somebody asks, but for `min_idle`, and it
+        waits a moment until the idle ones are closed: for a database that is about to be dropped.  The
+        pool serves on.
+        """
+        self._run(self._flows.clear(clock() + CLOSE_GRACE))
+        if self._apart is not None:
+            self._apart.clear()
 
     def suspend(self) -> None:
         """Serve nobody until `resume`: who acquires waits, within his deadline.

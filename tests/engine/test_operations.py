@@ -236,6 +236,33 @@ def test_replacement_of_what_is_lent_is_opened_before_it_comes_home_where_there_
     assert not world.core.owes()
 
 
+def test_cleared_pool_opens_nothing_unasked_and_forgets_what_an_eviction_wanted() -> None:
+    world = World(max_size=4, max_connecting=1)
+    (lent,) = world.lend(1)
+    old = world.stock(2)
+    world.hold(world.flows.evict()).value()
+    clearing = world.hold(world.flows.clear(world.now + 1.0)).run()
+    world.work()
+    clearing.run().value()
+    assert all(entry.conn.closed for entry in old)
+    assert world.core.refill == 0
+    world.release(lent).value()
+    world.work()
+    assert_lawful(world.core)
+    assert not world.core.slots
+    assert not world.core.owes()
+
+
+def test_clearing_waits_no_longer_than_it_may() -> None:
+    world = World()
+    world.stock(1)
+    clearing = world.hold(world.flows.clear(world.now + 1.0)).run()
+    world.now += 1.0
+    clearing.execute()  # the park ends at its deadline
+    clearing.value()
+    assert world.core.closing, "nobody has closed it yet"
+
+
 def test_what_is_lent_only_once_is_not_replaced() -> None:
     world = World(max_size=4, max_uses=1)
     world.lend(2)

@@ -9,7 +9,7 @@ from connpool import AsyncAdapter, AsyncConnectionPool, ConnectionPool
 from connpool.adapter import Adapter
 from connpool.testing import AsyncFakeAdapter, FakeAdapter, FakeServer
 
-MAY_WAIT = {"acquire", "close", "release", "wait_ready"}
+MAY_WAIT = {"acquire", "clear", "close", "release", "wait_ready"}
 STEPS = {
     *("begin", "close", "commit", "connect", "idle_limit", "ping"),
     *("read_reset", "remember", "restore", "rollback", "send_reset", "writable"),

@@ -440,3 +440,31 @@ def test_a_pool_made_in_a_forked_child_has_a_housekeeper():
         "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0\n"
         "pool.close()\n"
     )
+
+
+# -- clearing --------------------------------------------------------------------------------------------
+
+
+def test_a_cleared_pool_has_nothing_open_when_it_returns_but_what_is_lent(server):
+    with ConnectionPool(FakeAdapter(server), max_size=4) as pool:
+        lent, *rest = [pool.acquire() for _ in range(3)]
+        for conn in rest:
+            pool.release(conn)
+        pool.clear()
+        assert set(server.sessions) == {lent}
+        pool.release(lent)
+        assert wait_until(lambda: not server.sessions, 5.0)
+        assert pool.stats().size == 0
+        with pool.connection() as conn:  # it serves on
+            assert set(server.sessions) == {conn}
+
+
+def test_clearing_keeps_min_idle_and_reaches_dedicated_connections(server):
+    with ConnectionPool(FakeAdapter(server), min_idle=1) as pool:
+        pool.wait_ready(5.0)
+        (before,) = server.sessions
+        with pool.dedicated() as alone:
+            pool.clear()
+            assert wait_until(lambda: pool.stats().idle == 1, 5.0)
+            assert before not in server.sessions
+            assert alone in server.sessions

@@ -333,6 +333,10 @@ class AsyncpgAdapter(Generic[C]):
         has_callbacks = bool(listeners or any(callbacks.values()))
         return _Baseline(protocol, protocol.codecs, listeners, callbacks, has_callbacks)
 
+    def unprepare(self, conn: C) -> None:
+        """Have asyncpg prepare nothing that has a name: as ``statement_cache_size=0`` for its ``connect``."""
+        conn._stmt_cache.set_max_size(0)
+
     async def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
         """Return nothing: the server remembers all that a reset brings back."""
         return None

@@ -820,6 +820,14 @@ class Psycopg(Generic[B]):
         _watch(conn, settings)
         return settings
 
+    def unprepare(self, conn: Any) -> None:
+        """Have psycopg prepare nothing.
+
+        PgBouncer since 1.22 knows prepared statements, if psycopg's libpq (17 or later) can take them back;
+        neither can be asked here.  `on_connect` may set ``prepare_threshold`` again where both are there.
+        """
+        conn._prepared.prepare_threshold = None
+
     # -- judging -------------------------------------------------------------------------------------
 
     # -- warm path

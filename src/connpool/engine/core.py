@@ -745,10 +745,11 @@ class Core(Generic[C]):
             self._match()
 
     @locked
-    def evict(self, now: float = 0.0, over: float = 0.0) -> None:
+    def evict(self, now: float = 0.0, over: float = 0.0, *, refill: bool = True) -> None:
         """Doom every connection there is: idle ones now, others when they come back or arrive.
 
-        With *over* each one's lifetime ends within so many seconds instead, one after the other.
+        With *over* each one's lifetime ends within so many seconds instead, one after the other.  Without
+        *refill* nothing is opened in their place before it is needed.
         """
         entries = [entry for entry in self._entries() if not entry.doomed]
         opened = [entry for entry in entries if entry.slot.opened]
@@ -756,7 +757,7 @@ class Core(Generic[C]):
             # Those in use are replaced too: where there is room, before they come home.  Of those that are
             # lent only once none would have come home.
             gaps = len(self.idle) if self.options.max_uses == 1 else len(opened)
-            self.refill = min(self.refill + gaps, self.max_size)
+            self.refill = min(self.refill + gaps, self.max_size) if refill else 0
             self._doom(entries, Reason.EVICTED)
             self._sweep()
             return

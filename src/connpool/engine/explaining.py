@@ -8,6 +8,7 @@ from math import inf
 from typing import Final, Generic, NoReturn, TypeVar, cast
 
 from ..adapter import Adapter, Fault
+from ..behind import PRESETS, strayed
 from ..errors import (
     Holder,
     PoolClosed,
@@ -49,6 +50,7 @@ class Explaining(Generic[C]):
         self._people = people
         self._throttle = Throttle()
         self._told_blocking = False
+        self._told_strayed = False
         self._diagnosis: tuple[PoolStats, tuple[Holder, ...], str] | None = None
         self._diagnoses = 0  # made since ...
         self._diagnosed_at = -inf
@@ -236,6 +238,24 @@ class Explaining(Generic[C]):
         site = self._where(None if slot.code is None else (slot.code, slot.lasti))
         text = f"{site} has given its connection back after {held:.3g} s"
         yield from self._tell("long_hold_over", text, INFO, site=site, held=held)
+
+    def _look_for_strays(self, error: Exception) -> Flow[None]:
+        """Tell, once, of prepared statements that met another session: that is what poolers do to them."""
+        found = None if self._told_strayed else strayed(error)
+        if found is None:
+            return
+        self._told_strayed = True
+        behind = self.core.options.behind
+        hint = (
+            "in front of the server there is probably a pooler in transaction mode, such as PgBouncer: say "
+            "behind='pgbouncer'; or somebody has said DEALLOCATE or DISCARD ALL himself"
+            if behind is None
+            else f"behind {PRESETS[behind].title} nothing can be prepared, by PREPARE or by the driver"
+        )
+        sqlstate, meaning = found
+        text = f"{meaning} (SQLSTATE {sqlstate}): {hint}"
+        error.add_note(text)
+        yield from self._tell("stray_statement", text, sqlstate=sqlstate, hint=hint)
 
     def _look_at_borrowers(self) -> Flow[None]:
         """Tell of what is held for long, and of borrowers that have ended."""

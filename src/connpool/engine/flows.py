@@ -237,6 +237,12 @@ class Flows(Returning[C]):
         self.core.evict(self._clock(), over)
         yield from self.follow_up()
 
+    def clear(self, deadline: float) -> Flow[None]:
+        """Close what is idle and wait until that is done; close what is lent when it comes back."""
+        core = self.core
+        core.evict(self._clock(), refill=False)
+        yield from self._until(Watcher(lambda: not core.closing, self._waiter(), 0), deadline)
+
     def resume(self) -> Flow[None]:
         """Serve callers again."""
         self.core.resume()

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any, TypeGuard, TypeVar
 
 from ..adapter import Adapter, Credentials, Fault
+from ..behind import PRESETS
 from ..errors import PoolError, PoolMisuse, PoolUnavailable
 from ..stats import Reason
 from . import upkeep
@@ -161,6 +162,9 @@ class Opening(Freshness[C]):
             slot.conn = entry.conn = conn  # from here on it is closed if this flow ends early
             adapter = self.adapter or self._decide(conn)
             entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
+            if core.options.behind is not None and (unprepare := getattr(adapter, "unprepare", None)):
+                yield Call(Step.ADOPT, unprepare, conn)
+                entry.baseline = yield Call(Step.ADOPT, adapter.adopt, conn)
             entry.verdict = adapter.verdict
             yield from self._examine(entry, adapter, began)
             if self._parts:
@@ -239,13 +243,16 @@ class Opening(Freshness[C]):
     def _examine(self, entry: Entry[C], adapter: Adapter[C], began: float) -> Flow[None]:
         """Ask a new connection's server what it is like."""
         options = self.core.options
-        if options.require is not None:
-            writable = yield Call(Step.WRITABLE, adapter.writable, entry.conn, self._dial_limit(began))
-            if not writable:
-                raise self._error(
-                    PoolUnavailable, f"the server takes no writes, and require={options.require!r}"
-                )
-        seconds = yield Call(Step.IDLE_LIMIT, adapter.idle_limit, entry.conn, self._dial_limit(began))
+        if options.behind is not None:  # the answers would be about some session or other
+            seconds = PRESETS[options.behind].idle_limit
+        else:
+            if options.require is not None:
+                writable = yield Call(Step.WRITABLE, adapter.writable, entry.conn, self._dial_limit(began))
+                if not writable:
+                    raise self._error(
+                        PoolUnavailable, f"the server takes no writes, and require={options.require!r}"
+                    )
+            seconds = yield Call(Step.IDLE_LIMIT, adapter.idle_limit, entry.conn, self._dial_limit(began))
         if seconds is None:
             return
         entry.idle_limit = seconds * upkeep.SERVER_MARGIN

@@ -137,11 +137,14 @@ class Returning(Opening[C]):
         """Return why a connection is to be discarded for the error that its borrower met, or ``None``."""
         if not isinstance(error, Exception) or isinstance(error, PoolError):
             return None
+        yield from self._look_for_strays(error)
         fault = self._fault(error, adapter)
         if fault is Fault.DEAD and verdict >= Verdict.BROKEN:
             return Reason.DEAD
         if fault is not Fault.DEMOTED or verdict >= Verdict.BROKEN:
             return None
+        if self.core.options.behind is not None:
+            return None  # whether another session takes writes is not this connection's to know
         # The same errors come from a transaction that its borrower made read-only.
         try:
             limit = self.core.options.reset_timeout

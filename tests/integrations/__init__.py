@@ -1,0 +1,1 @@
+"""The integrations, each with the framework that it is for."""
