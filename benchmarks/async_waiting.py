@@ -21,7 +21,7 @@ TASKS = True
 
 
 def plans(*, quick: bool) -> list[Plan]:
-    tasks, rounds = (2000, 1) if quick else (10_000, 3)
+    tasks, rounds = (500, 1) if quick else (10_000, 3)
     drivers = ("psycopg", "asyncpg", "aiosqlite")
     return [Plan({"driver": driver, "tasks": tasks}, rounds, only=who_knows(driver)) for driver in drivers]
 

@@ -90,7 +90,7 @@ def test_every_async_contender_was_measured_with_the_drivers_that_it_knows(resul
     for case in cases:
         for round_ in case["rounds"]:
             assert round_.keys() == TASKS[case["case"]["driver"]] & present_in(results)
-            assert all(measured["served"] == 2000 for measured in round_.values()), round_
+            assert all(measured["served"] == 500 for measured in round_.values()), round_
 
 
 @pytest.mark.server
