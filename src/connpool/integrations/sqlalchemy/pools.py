@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, cast
@@ -154,7 +155,9 @@ class ConnPool(Pool):
         return self.connection_pool.acquire()
 
     def _do_return_conn(self, record: Any) -> None:
-        if record.dbapi_connection is None:  # invalidated, or detached: its place is free at once
+        if record.process != os.getpid():
+            record.dbapi_connection = None  # its session is the parent's, and the pool has let go of it
+        elif record.dbapi_connection is None:  # invalidated, or detached: its place is free at once
             self.connection_pool.detach(record)
         else:
             self._release(record)

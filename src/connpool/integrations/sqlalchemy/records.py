@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Final, cast
@@ -55,6 +56,8 @@ class Record(_ConnectionRecord):
     """The DB-API connection that was adopted: another one means that the record has dialled by itself."""
     baseline: object = None
     """What the driver's adapter compares with."""
+    process: int = 0
+    """The process that opened it: in a forked child it is refused, and nobody's to give back."""
 
 
 def _on_driver(step: str) -> Any:
@@ -110,7 +113,7 @@ class Records:
     def connect(self, limit: float | None, credentials: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
         """Make a record: that calls the engine's creator, and then the ``connect`` listeners."""
         record = Record(self._owner)
-        record.driver = record.driver_connection
+        record.driver, record.process = record.driver_connection, os.getpid()
         return record
 
     def unprepared(self, creator: Callable[[Any], Any]) -> Any:
