@@ -372,12 +372,16 @@ class TestSessions:
 
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_a_forked_child_has_sessions_of_its_own(self, backend: Backend, engine: sa.Engine) -> None:
+        lent = engine.connect()
         with engine.connect() as conn:
             ours = conn.scalar(sa.text(backend.session))
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
+                with pytest.raises(exc.DBAPIError):  # it is the parent's
+                    lent.execute(sa.text("select 1"))
+                lent.close()
                 with engine.connect() as conn:
                     text = json.dumps(conn.scalar(sa.text(backend.session)))
                 engine.dispose()
@@ -393,6 +397,8 @@ class TestSessions:
         assert theirs != ours
         with engine.connect() as conn:
             assert conn.scalar(sa.text(backend.session)) == ours
+        assert lent.scalar(sa.text("select 1")) == 1
+        lent.close()
 
     def test_everybody_gets_a_fair_share(self, backend: Backend) -> None:
         engine = backend.engine(max_size=5, pool_timeout=30.0)

@@ -10,7 +10,7 @@ import secrets
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 from urllib.parse import quote
 
 import pymysql  # type: ignore[import-untyped, unused-ignore] # stubs may or may not be installed
@@ -206,6 +206,12 @@ class MariaDB(Server):
             self.execute(f"drop database {name}")
 
     # -- the process
+
+    def start(self) -> Self:
+        """Start the server, or start it again; it numbers its sessions from 1 then, so ours are forgotten."""
+        if not self.running:
+            self._control_sessions.clear()
+        return super().start()
 
     def _prepare(self) -> None:
         require("my_print_defaults")

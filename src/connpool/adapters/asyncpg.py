@@ -336,6 +336,7 @@ class AsyncpgAdapter(Generic[C]):
     def unprepare(self, conn: C) -> None:
         """Have asyncpg prepare nothing that has a name: as ``statement_cache_size=0`` for its ``connect``."""
         conn._stmt_cache.set_max_size(0)
+        conn._stmt_cache_enabled = False
 
     async def remember(self, conn: C, parts: tuple[Part, ...], limit: float | None) -> object:  # noqa: ARG002
         """Return nothing: the server remembers all that a reset brings back."""
