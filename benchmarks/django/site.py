@@ -48,7 +48,9 @@ def serving(database: dict[str, Any], driver: str, port: int) -> Iterator[Site]:
     variables |= {"DJANGO_SETTINGS_MODULE": "benchmarks.django.project.settings"}
     command = [sys.executable, "-m", "gunicorn", "benchmarks.django.project.wsgi", "--worker-class=gthread"]
     command += [f"--workers={WORKERS}", f"--threads={THREADS}", f"--bind=127.0.0.1:{port}"]
-    command += ["--keep-alive=60", "--graceful-timeout=2", "--log-level=warning"]
+    # A worker that accepts more than it has threads for leaves other workers idle, and luck decides.
+    command += [f"--worker-connections={THREADS}", "--keep-alive=0"]
+    command += ["--graceful-timeout=2", "--log-level=warning"]
     with tempfile.NamedTemporaryFile("w", suffix=".log") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **environment.here(), **variables}, stdout=output, stderr=output
@@ -103,6 +105,8 @@ def ask(site: Site, path: str, clients: int, seconds: float) -> dict[str, float]
         raise SystemExit("the load is made by wrk, which is not installed: apt-get install wrk")
     command = [program, "--threads=1", f"--connections={clients}", f"--duration={seconds:g}s"]
     command += [f"--timeout={LATE:g}s", f"--script={SCRIPT}", f"{site.address}/{path}"]
+    # As nginx does it by default.  A connection that is kept would stay with the worker that accepted it.
+    command += ["--header=Connection: close"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 2 * LATE)
     counted: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
     return counted
