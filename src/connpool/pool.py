@@ -213,6 +213,14 @@ class Turns(Lease[C]):
         entry.doomed = entry.doomed or Reason.RESET
         entry.warm_until = -inf  # sends its release to the flows
 
+    def spare_reset(self) -> None:
+        """Say that this turn has left the session as it was: ``reset="tracked"`` sends nothing then.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        self._in_turn().spared = True
+
     def _in_turn(self) -> Entry[C]:
         entry = self._entry
         if entry is None:
@@ -305,8 +313,8 @@ class ConnectionPool(Generic[C]):
         keepalive: Seconds without a word after which an idle connection's server is pinged, off the callers'
             path.  ``None``: never.
         max_uses: Times a connection is lent before it is replaced.  ``None``: any number.
-        reset: What is done to a connection between two borrowers: ``"rollback"``, ``"full"``, ``"none"``, a
-            callable, or a list of callables and parts; see `connpool.reset`.
+        reset: What is done to a connection between two borrowers: ``"rollback"``, ``"full"``, ``"tracked"``,
+            ``"none"``, a callable, or a list of callables and parts; see `connpool.reset`.
         reset_timeout: Seconds that a return may take, COMMIT not counted, and a ping.  ``None``: no limit.
         commit_timeout: Seconds that the COMMIT at the end of a block may take; then the connection is cut and
             `PoolTimeout` says that the outcome is unknown.  ``None``: no limit.
@@ -553,6 +561,21 @@ class ConnectionPool(Generic[C]):
             elif self._core.suspended:  # so does `suspend`
                 apart.suspend()
         return apart.connection(timeout)
+
+    @property
+    def adapter(self) -> Adapter[C] | None:
+        """What the pool knows of its driver; ``None`` until a callable's first connection tells."""
+        return self._flows.adapter
+
+    @property
+    def reset_policy(self) -> str:
+        """The policy that was chosen: ``rollback``, ``full``, ``tracked``, ``none``, or ``custom``."""
+        return self._options.reset_policy
+
+    @property
+    def resets_sessions(self) -> bool:
+        """Whether the policy makes a session what it was at connect, whatever was left in it."""
+        return self._flows.restores
 
     # -- the pool as a whole -------------------------------------------------------------------------
 

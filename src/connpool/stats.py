@@ -275,7 +275,7 @@ class PoolStats:
     reset_failures: int
     """Resets and rollbacks that failed; the connections were closed."""
     reset_policy: str
-    """The policy that was chosen: ``rollback``, ``full``, ``none``, or ``custom``."""
+    """The policy that was chosen: ``rollback``, ``full``, ``tracked``, ``none``, or ``custom``."""
     dedicated: int
     """Connections outside of the rotation, from `ConnectionPool.dedicated`; they are no part of the size."""
     wait: Histogram

@@ -1084,7 +1084,7 @@ class Core(Generic[C]):
             rollbacks=totals.rollbacks,
             resets=totals.resets,
             reset_failures=totals.reset_failures,
-            reset_policy=self.options.reset if isinstance(self.options.reset, str) else "custom",
+            reset_policy=self.options.reset_policy,
             dedicated=dedicated,
             wait=wait,
             use=use,

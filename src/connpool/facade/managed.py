@@ -14,8 +14,9 @@ from connpool.errors import PoolClosed
 from connpool.options import DEFAULT, Default, PoolOptions
 from connpool.pool import ConnectionPool
 
-from .drivers import Driver, driver_of_module
+from .drivers import Driver
 from .opening import OnSessionState, Options, Pooling, open_connection
+from .registry import driver_of_module
 
 __all__ = ("Managed", "manage")
 
@@ -123,7 +124,7 @@ def manage(
     """
     if not callable(getattr(module, "connect", None)):
         raise TypeError(f"module={module!r}: must be a DB-API module, with connect()")
-    options = Options(pooling, on_session_state, settings, None, timeout, exclusive=True)
+    options = Options(pooling, on_session_state, settings, None, timeout, exclusive=bool(settings))
     PoolOptions(**pool_options)  # refused here rather than at the first connect
     return Managed(module, options, pool_options)
 

@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeAlias
 from connpool.options import DEFAULT, Default, check_timeout
 from connpool.pool import ConnectionPool
 
-from .drivers import GENERIC, Driver
+from .drivers import Driver
+from .link import Link
+from .registry import driver_of_pool
 from .session import open_session
 
 __all__ = ("OnSessionState", "Options", "Pooling", "connect", "open_connection")
@@ -103,9 +105,18 @@ def connect(
     if pooling == "statement" and autocommit is None:
         autocommit = True
     options = Options(pooling, on_session_state, settings, autocommit, timeout, exclusive)
-    return open_connection(pool, options, GENERIC)
+    return open_connection(pool, options, None)
 
 
-def open_connection(pool: ConnectionPool[Any], options: Options, driver: Driver) -> Any:
+def open_connection(pool: ConnectionPool[Any], options: Options, driver: Driver | None) -> Any:
     """Return a connection of the facade in the mode that is asked for."""
-    return open_session(pool, options.timeout, options.autocommit, driver)
+    whole = options.pooling == "session"
+    if whole and not options.settings and pool.reset_policy != "tracked":
+        return open_session(pool, options.timeout, options.autocommit, driver)
+    driver = driver or driver_of_pool(pool)
+    link = Link(pool, options, driver)
+    if whole:
+        with link.lock:
+            link.borrow()
+            link.holds = 1
+    return driver.face(link)

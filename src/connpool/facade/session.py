@@ -18,7 +18,9 @@ from connpool.guard import Guarded, Loan, guard, loan_of, unwrap
 from connpool.options import Default
 from connpool.pool import ConnectionPool
 
-from .drivers import Driver, closed_error
+from .drivers import Driver
+from .errors import closed_error
+from .registry import driver_of_connection
 
 __all__ = ("open_session",)
 
@@ -88,19 +90,15 @@ def _loan(session: object) -> SessionLoan:
 
 
 def open_session(
-    pool: ConnectionPool[C], timeout: float | Default | None, autocommit: bool | None, driver: Driver
+    pool: ConnectionPool[C], timeout: float | Default | None, autocommit: bool | None, driver: Driver | None
 ) -> C:
     """Lend a connection behind a proxy whose ``close()`` gives it back."""
     conn = unwrap(pool.acquire(timeout))  # a pool with `debug` guards as well: one proxy is enough
-    driver = driver.of(conn)
     try:
+        driver = driver or driver_of_connection(conn)
         if autocommit is not None:
             driver.set_autocommit(conn, autocommit)
         return guard(conn, SessionLoan(pool, driver), face=Session)
     except BaseException:
-        _release(pool, conn)
+        pool.release(conn)
         raise
-
-
-def _release(pool: ConnectionPool[C], conn: C) -> None:
-    pool.release(conn)
