@@ -112,6 +112,7 @@ class Connection:
         with link.lock:
             if name in self._pinning:
                 link.pin(self._pinning[name])
+            link.nothing_seen()
             fresh = link.real is None
             real = link.borrow()
             loan = Loan(link.pool.name)

@@ -144,7 +144,7 @@ class Cursor:
         """Call a method of the driver's cursor that is not known here, with a connection at hand."""
         link = self._link
         with link.lock:
-            link.altered = True  # nobody has seen a statement
+            link.nothing_seen()
             fresh = link.real is None
             real = link.borrow()
             try:

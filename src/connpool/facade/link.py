@@ -56,6 +56,7 @@ class Link:
         "_lease",
         "_noted",
         "_open_cursors",
+        "_statement",
         "_tracks",
         "_undo",
         "altered",
@@ -96,6 +97,7 @@ class Link:
         self.local: dict[str, Any] = {}  # the same, for what no real connection needs to know
         self.kind = driver.connection_class()  # of the real connections; None until one was seen
         self._lease = pool.turns(options.timeout)
+        self._statement: Statement | None = None  # the last one
         self._noted = 0  # the turn whose caller was noted
         self._tracks = pool.reset_policy == "tracked"
         self._undo: list[tuple[str, Any]] = []  # what to put back before it goes home
@@ -116,6 +118,7 @@ class Link:
         statement = recognise(self.driver.text(query), self.driver.dialect)
         if not statement.harmless or statement.asks_previous or statement.begins or statement.ends:
             self._consider(statement)
+        self._statement = statement
         real = self.real
         if real is None or self.lost is not None:
             real = self.borrow()
@@ -139,6 +142,11 @@ class Link:
             self.pin(statement.alters)
         if not statement.harmless:
             self.altered = True
+
+    def nothing_seen(self) -> None:
+        """Note that a call of the driver's comes whose statements, if any, nobody has looked at."""
+        self.altered = True
+        self._statement = None
 
     def pin(self, what: str) -> None:
         """Keep the session until `close`, because of *what* is about to be left in it.
@@ -231,8 +239,18 @@ class Link:
             self._go_home(exc)
         elif not self.holds and self.pinned is None:
             unseen = not self.in_transaction and not self._lease.sees_transactions()
-            if verdict <= _ALTERED or unseen:
+            if verdict <= _ALTERED or unseen or (fresh and self._failed_alone()):
                 self._go_home(exc)
+
+    def _failed_alone(self) -> bool:
+        """Tell whether a failed statement cannot have left a transaction, whatever its driver believes.
+
+        MySQL's errors have no flags, so its adapter says DIRTY until the next answer; the pool rolls back.
+        """
+        statement = self._statement
+        if statement is None or statement.begins or statement.several or statement.verb in ("CALL", ""):
+            return False
+        return self.driver.dialect == "mysql" and self.driver.autocommits(self, self.real)
 
     @contextmanager
     def held(self, query: object = None) -> Iterator[Any]:
@@ -348,7 +366,7 @@ class Link:
 
     def _put_back(self, real: Any) -> None:
         """Undo the differences; a connection in a transaction goes back as it is, and is rolled back."""
-        if self._lease.verdict() > _ALTERED:
+        if self._lease.verdict() > _ALTERED and (self.in_transaction or self._lease.sees_transactions()):
             if self._carrier is not None:
                 self._carrier.forget(real)
                 if not self._carrier.exclusive:
