@@ -132,7 +132,7 @@ class Connection:
             link.keep(name, value)
         elif isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
-        elif link.driver.has_attribute(link, name):
+        elif name not in self.__dict__ and link.driver.has_attribute(link, name):
             raise PoolMisuse(
                 f"{name}: it belongs to a session, and this object has one only now and then "
                 f"(pool {link.pool.name!r})"

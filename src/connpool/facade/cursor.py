@@ -105,7 +105,7 @@ class Cursor:
                 raw = self._on(real)
                 result = getattr(raw, name)(query, *args, **kwargs)
                 self._turn = link.turn
-                self._executed(raw)
+                self._note_rows(raw)
             except BaseException as exc:
                 link.failed(exc, fresh=fresh)
                 raise
@@ -123,7 +123,7 @@ class Cursor:
             setattr(raw, name, value)
         return raw
 
-    def _executed(self, raw: Any) -> None:
+    def _note_rows(self, raw: Any) -> None:
         """Note what the execution has left to be read."""
         driver, link = self._link.driver, self._link
         self._live = driver.is_live(raw)
@@ -314,16 +314,14 @@ class BufferedCursor(Cursor):
         self._id: Any = None
         self._sets: list[tuple[Any, ...]] = []
 
-    def _executed(self, raw: Any) -> None:
+    def _note_rows(self, raw: Any) -> None:
         self._forget()
-        super()._executed(raw)
+        super()._note_rows(raw)
         if self._live:
             return
         sets = [_fetched(raw)]
-        more = getattr(raw, "nextset", None)
-        if more is not None and self._link.driver.several_sets:
-            while more():
-                sets.append(_fetched(raw))
+        while self._link.driver.has_more(raw) and raw.nextset():
+            sets.append(_fetched(raw))
         self._sets = sets[::-1]
         self._show_next()
 

@@ -34,8 +34,6 @@ class Driver:
     """Whether ``with conn:`` closes the connection at its end."""
     with_commits: ClassVar[bool] = False
     """Whether it commits before it closes."""
-    several_sets: ClassVar[bool] = False
-    """Whether ``nextset()`` can be asked without harm when there is one set."""
     local: ClassVar[frozenset[str]] = frozenset()
     """Attributes that belong to the link, and that no real connection needs to know."""
 
@@ -95,7 +93,11 @@ class Driver:
 
     def has_attribute(self, link: Link, name: str) -> bool:
         """Tell whether an attribute is one of the driver's connections."""
-        return link.kind is not None and hasattr(link.kind, name)
+        try:
+            link.attribute(name)
+        except AttributeError:
+            return False
+        return True
 
     # -- statements ------------------------------------------------------------------------------------
 
@@ -129,6 +131,10 @@ class Driver:
 
     def is_live(self, raw: Any) -> bool:  # noqa: ARG002
         """Tell whether a cursor has its rows in the server."""
+        return False
+
+    def has_more(self, raw: Any) -> bool:  # noqa: ARG002
+        """Tell whether to ask for a further set of rows, before the connection goes home."""
         return False
 
     def must_hold(self, raw: Any) -> bool:  # noqa: ARG002

@@ -224,9 +224,10 @@ class Link:
     def failed(self, exc: BaseException, *, fresh: bool = False) -> None:
         """Look at the connection on which a call has raised: broken ones go home.  The lock is held.
 
-        *fresh* says that it was borrowed for this call.
+        *fresh* says that it was borrowed for this call.  Within a block of the driver's nothing is decided:
+        a connection is never at rest there, and the end of the block comes here once more.
         """
-        if self.real is None:
+        if self.real is None or self.holds:
             return
         verdict = self._lease.verdict()
         if verdict >= _BROKEN:
@@ -235,9 +236,9 @@ class Link:
                 self.lost_for_good = True
             elif not fresh or not self.driver.autocommits(self, self.real):
                 self.lost = "the connection was lost in a transaction: rollback() first"
-            self.holds, self.pinned = 0, None
+            self.pinned = None
             self._go_home(exc)
-        elif not self.holds and self.pinned is None:
+        elif self.pinned is None:
             unseen = not self.in_transaction and not self._lease.sees_transactions()
             if verdict <= _ALTERED or unseen or (fresh and self._failed_alone()):
                 self._go_home(exc)

@@ -182,7 +182,6 @@ class MySQLdbConnection(MySQLConnection):
 class _MySQL(Driver):
     dialect = "mysql"
     with_closes = True
-    several_sets = True
     local: ClassVar[frozenset[str]] = frozenset(["cursorclass"])
 
     def autocommit_of(self, arguments: Mapping[str, Any]) -> bool | None:
@@ -262,6 +261,14 @@ class PyMySQL(_MySQL):
         result = raw._result
         return result is not None and bool(result.unbuffered_active)
 
+    def must_hold(self, raw: Any) -> bool:  # noqa: ARG002
+        """Tell that unread rows outside of a transaction look as if somebody had left them behind."""
+        return True
+
+    def is_exhausted(self, name: str, args: Sequence[Any], result: Any, raw: Any) -> bool:  # noqa: ARG002
+        """Tell by the result, whose last row has been read."""
+        return not self.is_live(raw)
+
     def step_at_home(self, raw: Any, name: str, args: Sequence[Any]) -> Any:
         """Take the step: there is nothing more to be read, and so nothing is said."""
         return getattr(raw, name)(*args)
@@ -305,6 +312,18 @@ class MySQLdb(_MySQL):
             wanted: int = args[0] if args else raw.arraysize
             return len(result) < wanted
         return name in ("fetchall", "close") or (name == "fetchone" and result is None)
+
+    def step_at_home(self, raw: Any, name: str, args: Sequence[Any]) -> Any:
+        """Answer as at the end of the rows: with them the turn has ended."""
+        answers: Mapping[str, object] = {"fetchone": None, "nextset": None, "fetchall": (), "fetchmany": ()}
+        if name == "__next__":
+            raise StopIteration
+        return answers[name] if name in answers else super().step_at_home(raw, name, args)
+
+    def has_more(self, raw: Any) -> bool:
+        """Ask for further sets only if there are some: to ask forgets the number of affected rows."""
+        more = getattr(raw.connection, "more_results", None)
+        return more is None or bool(more())
 
     def close_at_home(self, raw: Any) -> None:
         """Forget the connection: closing would ask it for further results."""
