@@ -213,6 +213,10 @@ class Turns(Lease[C]):
         entry.doomed = entry.doomed or Reason.RESET
         entry.warm_until = -inf  # sends its release to the flows
 
+    def count_pin(self) -> None:
+        """Count this turn among `PoolStats.pins`: its session stays with its user."""
+        self._pool._core.pinned()
+
     def spare_reset(self) -> None:
         """Say that this turn has left the session as it was: ``reset="tracked"`` sends nothing then.
 

@@ -63,6 +63,11 @@ def test_discarded_connection_serves_nobody_else(pool):
     assert pool.stats().discards["reset"] == 1
 
 
+def test_pins_are_counted(pool):
+    pool.turns().count_pin()
+    assert pool.stats().pins == 1
+
+
 def test_lease_that_is_garbage_frees_its_place(pool):
     lease = pool.turns()
     first = lease.__enter__()

@@ -165,6 +165,7 @@ class Link:
                 )
             )
         self.pinned = what
+        self._lease.count_pin()
         line = site()
         told = _told.setdefault(self.pool, set())
         if (what, line) not in told:
