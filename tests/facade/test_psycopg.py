@@ -233,6 +233,16 @@ def test_cancel_ends_the_statement_and_the_session(conn: Any, module: Any, in_us
     conn.cancel()  # nothing runs
 
 
+def test_plans_that_somebody_has_outdated_fail_once(conn: Any, site: Site) -> None:
+    table = site.make_table()
+    for _ in range(7):
+        conn.execute(f"select * from {table}")
+    site.run(f"alter table {table} add column z int")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        conn.execute(f"select * from {table}")
+    assert len(conn.execute(f"select * from {table}").description) == 3
+
+
 def test_two_phases_keep_their_session(conn: Any, in_use: Any, module: Any) -> None:
     conn.autocommit = False
     xid = conn.xid(1, "facade", "x")

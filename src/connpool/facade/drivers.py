@@ -107,6 +107,10 @@ class Driver:
             return query
         return query.decode("utf-8", "replace") if isinstance(query, bytes | bytearray) else str(query)
 
+    def is_outdated(self, exc: BaseException) -> bool:  # noqa: ARG002
+        """Tell whether an error says that what sessions have prepared is of no use any more."""
+        return False
+
     def arrived(self, link: Link, real: Any) -> None:
         """Make ready a connection that was just borrowed."""
 

@@ -230,6 +230,8 @@ class Link:
         """
         if self.real is None or self.holds:
             return
+        if self.driver.is_outdated(exc):
+            self.pool.evict()  # each session has its own plans, and each would fail in its turn
         verdict = self._lease.verdict()
         if verdict >= _BROKEN:
             if self.pinned is not None:
@@ -305,6 +307,8 @@ class Link:
                 getattr(real, how)()
             except BaseException as exc:
                 self.failed(exc)
+                if how == "rollback" and not self.lost_for_good:
+                    self.lost = None  # the server has rolled back what it lost
                 raise
             self.in_transaction = False
             self.settle()

@@ -255,6 +255,13 @@ class Psycopg(_PostgreSQL):
             _adapt(raw, local["adapters"])
         return raw
 
+    def is_outdated(self, exc: BaseException) -> bool:
+        """Recognise "cached plan must not change result type", in whatever language the server says it."""
+        if getattr(exc, "sqlstate", None) != "0A000":
+            return False
+        diagnosis = getattr(exc, "diag", None)
+        return getattr(diagnosis, "source_function", None) == "RevalidateCachedQuery"
+
     def connection_of(self, raw: Any) -> object:
         """Return the real connection of a cursor."""
         return raw.connection
