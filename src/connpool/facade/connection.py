@@ -112,8 +112,8 @@ class Connection:
         with link.lock:
             if name in self._pinning:
                 link.pin(self._pinning[name])
+            fresh = link.is_fresh()
             link.nothing_seen()
-            fresh = link.real is None
             real = link.borrow()
             loan = Loan(link.pool.name)
             try:

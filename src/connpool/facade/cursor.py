@@ -23,6 +23,7 @@ __all__ = ("BufferedCursor", "Cursor")
 
 
 _MISSING = object()
+_OWN = frozenset(["_args", "_closed", "_face", "_holds", "_kwargs", "_link", "_live", "_raw", "_turn"])
 
 
 class Through:
@@ -99,7 +100,7 @@ class Cursor:
         with link.lock:
             if self._closed:
                 raise link.driver.closed("the cursor is closed")
-            fresh = link.real is None
+            fresh = link.is_fresh()
             real = link.begin(query if text is None else text)
             try:
                 raw = self._on(real)
@@ -144,8 +145,8 @@ class Cursor:
         """Call a method of the driver's cursor that is not known here, with a connection at hand."""
         link = self._link
         with link.lock:
+            fresh = link.is_fresh()
             link.nothing_seen()
-            fresh = link.real is None
             real = link.borrow()
             try:
                 raw = self._on(real)
@@ -268,7 +269,7 @@ class Cursor:
     # -- what else the driver's cursors have -----------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name in _OWN:  # the latter if an exception struck in __init__
             raise AttributeError(name)
         raw = self._raw
         if raw is None:

@@ -53,12 +53,14 @@ class Link:
     __slots__ = (
         "__weakref__",
         "_carrier",
+        "_fresh",
         "_lease",
         "_noted",
         "_open_cursors",
         "_statement",
         "_tracks",
         "_undo",
+        "_unsettled",
         "altered",
         "autocommit",
         "closed",
@@ -98,6 +100,8 @@ class Link:
         self.kind = driver.connection_class()  # of the real connections; None until one was seen
         self._lease = pool.turns(options.timeout)
         self._statement: Statement | None = None  # the last one
+        self._fresh = True  # the last call had to borrow
+        self._unsettled = False  # a statement has begun, and nobody has looked at the connection since
         self._noted = 0  # the turn whose caller was noted
         self._tracks = pool.reset_policy == "tracked"
         self._undo: list[tuple[str, Any]] = []  # what to put back before it goes home
@@ -119,11 +123,28 @@ class Link:
         if not statement.harmless or statement.asks_previous or statement.begins or statement.ends:
             self._consider(statement)
         self._statement = statement
+        self._unsettled = True
         real = self.real
         if real is None or self.lost is not None:
             real = self.borrow()
-        self.driver.before(self, real, statement)
+        try:
+            self.driver.before(self, real, statement)
+        except BaseException as exc:
+            self.failed(exc, fresh=self._fresh)
+            raise
         return real
+
+    def is_fresh(self) -> bool:
+        """Tell whether a call that begins now has to borrow.  The lock is held.
+
+        Whoever was struck by an exception where nobody could see it has not looked at the connection.
+        It may be in the middle of an exchange, and then the next answer would be taken for another's.
+        """
+        if self._unsettled:
+            self.failed(BaseException("struck"), fresh=self._fresh)
+            self.settle()
+        self._fresh = self.real is None
+        return self._fresh
 
     def _consider(self, statement: Statement) -> None:
         """Refuse or note what a statement does beyond itself, before it is sent."""
@@ -147,6 +168,7 @@ class Link:
         """Note that a call of the driver's comes whose statements, if any, nobody has looked at."""
         self.altered = True
         self._statement = None
+        self._unsettled = True
 
     def pin(self, what: str) -> None:
         """Keep the session until `close`, because of *what* is about to be left in it.
@@ -208,8 +230,11 @@ class Link:
 
     def settle(self) -> None:
         """Give the real connection back if nothing keeps it.  The lock is held."""
-        if self.holds or self.pinned is not None or self.real is None:
-            return
+        if not self.holds and self.pinned is None and self.real is not None:
+            self._settle()
+        self._unsettled = False
+
+    def _settle(self) -> None:
         verdict = self._lease.verdict()
         if verdict <= _ALTERED:
             self._go_home()
@@ -260,7 +285,7 @@ class Link:
     def held(self, query: object = None) -> Iterator[Any]:
         """Keep a real connection for a block; yield it.  Blocks nest."""
         with self.lock:
-            fresh = self.real is None
+            fresh = self.is_fresh()
             real = self.borrow() if query is None else self.begin(query)
             self.holds += 1
             turn = self.turn
@@ -300,9 +325,12 @@ class Link:
         with self.lock:
             if self.closed or self.lost is not None:
                 self.borrow()  # raises
-            real = self.real
-            if real is None:
-                return
+            if self.is_fresh():
+                if self.lost is None or (how == "rollback" and not self.lost_for_good):
+                    self.lost = None
+                    return
+                self.borrow()  # raises
+            real, self._unsettled = self.real, True
             try:
                 getattr(real, how)()
             except BaseException as exc:

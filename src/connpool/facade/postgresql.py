@@ -81,7 +81,7 @@ class PsycopgCursor(Cursor):
             yield copy
 
     def __del__(self) -> None:
-        if self._holds and not self._closed:
+        if getattr(self, "_holds", False) and not self._closed:
             # The server has it still: nobody else may get this session.
             self._link.pinned = self._link.pinned or "a cursor WITH HOLD that was not closed"
 
