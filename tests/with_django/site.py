@@ -1,5 +1,6 @@
 """The project of the tests, in processes of its own: under a web server, or on the command line."""
 
+import asyncio
 import json
 import os
 import signal
@@ -124,6 +125,19 @@ class Site:
         self.process = process
         self.log = log
 
+    def at_once(self, path: str, requests: int) -> list[int]:
+        """Ask for a page many times at once; return the statuses."""
+
+        async def main() -> list[int]:
+            unlimited = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(limits=unlimited, timeout=30, trust_env=False) as client:
+                answers = await asyncio.gather(
+                    *(client.get(f"{self.address}/{path}") for _ in range(requests))
+                )
+                return [answer.status_code for answer in answers]
+
+        return asyncio.run(main())
+
     def get(self, path: str) -> Any:
         """Return what a view says."""
         response = httpx.get(f"{self.address}/{path}", trust_env=False, timeout=30)
@@ -132,7 +146,9 @@ class Site:
 
 
 @contextmanager
-def serving(kind: str, databases: Databases, log: Path, *, workers: int = 1) -> Iterator[Site]:
+def serving(
+    kind: str, databases: Databases, log: Path, *, workers: int = 1, hide: str = ""
+) -> Iterator[Site]:
     """Serve the project until the block ends."""
     port = free_port()
     with (
@@ -140,7 +156,7 @@ def serving(kind: str, databases: Databases, log: Path, *, workers: int = 1) -> 
         subprocess.Popen(
             [sys.executable, "-m", *command(kind, port, workers)],
             cwd=PROJECT,
-            env=environment(databases),
+            env=environment(databases, hide=hide),
             stdout=output,
             stderr=subprocess.STDOUT,
         ) as process,

@@ -16,6 +16,8 @@ INSTALLED_APPS = [
     "connpool.integrations.django",
 ]
 ROOT_URLCONF = "shop.urls"
+STATIC_URL = "/static/"
+MEDIA_URL = "/media/"
 USE_TZ = True
 TIME_ZONE = "UTC"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
