@@ -312,16 +312,60 @@ def test_a_transaction_that_was_left_open_is_over(served: Any) -> None:
     assert transaction.get_autocommit(using=served.alias)
 
 
+def past_django(connection: Any, statement: str) -> None:
+    """Execute on the driver's own connection."""
+    cursor = connection.connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
+
+
 @pytest.mark.server
-def test_a_session_begins_as_django_wants_it_and_nothing_more_is_said(
-    postgresql: PostgreSQL, postgresql_alias: Any
+@pytest.mark.parametrize("say", [said, past_django])
+def test_what_altered_the_session_is_reset_and_nothing_else_is_said(
+    postgresql: PostgreSQL, postgresql_alias: Any, say: Any
 ) -> None:
+    def texts(*statements: str) -> list[str]:
+        mark = postgresql.mark()
+        items(postgresql_alias).count()
+        for statement in statements:
+            say(postgresql_alias, statement)
+        postgresql_alias.close()
+        items(postgresql_alias).exists()  # it has awaited the answer to a reset
+        return [statement.text[:11] for statement in postgresql.statements(mark)]
+
+    items(postgresql_alias).count()
+    assert texts() == ["SELECT COUN", "SELECT 1 AS"]
+    assert texts("SET work_mem = 100") == ["SELECT COUN", "SET work_me", "DISCARD ALL", "SELECT 1 AS"]
+    assert texts() == ["SELECT COUN", "SELECT 1 AS"]
+    assert texts("DO 'BEGIN END'")[2] == "DISCARD ALL"
+
+
+@pytest.mark.server
+def test_a_full_reset_can_be_asked_for_each_time(postgresql: PostgreSQL, postgresql_alias: Any) -> None:
+    postgresql_alias.settings_dict["OPTIONS"]["pool"] = {"max_size": 2, "reset": "full"}
     items(postgresql_alias).count()
     mark = postgresql.mark()
     postgresql_alias.close()
-    items(postgresql_alias).count()  # it has awaited the answer to the reset
-    texts = [statement.text for statement in postgresql.statements(mark)]
-    assert [text[:10] for text in texts] == ["DISCARD AL", "SELECT COU"]
+    items(postgresql_alias).count()
+    assert postgresql.statements(mark)[0].text == "DISCARD ALL"
+
+
+def test_a_connection_to_sqlite_that_was_altered_is_replaced(sqlite_alias: Any) -> None:
+    items(sqlite_alias).create(name="kept")
+    assert sqlite_alias.pool.stats().dials == 1
+    for number, alter in enumerate(
+        (
+            lambda: said(sqlite_alias, "CREATE TEMP TABLE left_over (a)"),
+            lambda: past_django(sqlite_alias, "PRAGMA foreign_keys = OFF"),
+            lambda: sqlite_alias.connection.create_function("f", 0, lambda: 1),
+        )
+    ):
+        items(sqlite_alias).filter(made__year=2000).count()  # by a function of Django's
+        alter()
+        sqlite_alias.close()
+        assert items(sqlite_alias).count() == 1
+        assert sqlite_alias.pool.stats().dials == number + 2
+        assert asked(sqlite_alias, "PRAGMA foreign_keys") == 1
 
 
 @pytest.mark.server

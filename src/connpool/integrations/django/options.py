@@ -1,7 +1,7 @@
 """What stands under ``OPTIONS["pool"]``: read, and refused with one clear message.
 
-The names are those of `connpool.ConnectionPool`, and three more: `pooling`, `processes` and, in place of
-a function, its dotted path.
+The names are those of `connpool.ConnectionPool`; with `pooling`, and what `connpool.facade.connect` takes
+besides; and `processes`.  In place of a function its dotted path will do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from connpool import ConnectionPool, PoolOptions
+from connpool.facade.opening import Options
 
 Pooling = Literal["session", "transaction"]
 
@@ -25,7 +26,8 @@ OF_THE_POOL: Final = frozenset(
     for name, parameter in inspect.signature(ConnectionPool.__init__).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY
 )
-OUR_OWN: Final = frozenset({"pooling", "processes"})
+OF_THE_FACADE: Final = frozenset({"on_session_state", "settings"})
+OUR_OWN: Final = frozenset({"pooling", "processes"}) | OF_THE_FACADE
 FUNCTIONS: Final = ("credentials", "on_connect", "on_acquire", "on_release", "on_close")
 
 # What the built-in pool, SQLAlchemy's and others call it.
@@ -57,6 +59,8 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     """For `ConnectionPool`."""
     pooling: Pooling = "session"
+    of_the_facade: Mapping[str, Any] = field(default_factory=dict)
+    """For `connpool.facade.connect`, with ``pooling="transaction"``."""
     processes: int | None = None
     """How many processes use the database, for the checks alone; ``None``: nobody said."""
 
@@ -102,14 +106,18 @@ def _checked(where: str, given: dict[str, Any]) -> Settings:
     processes = given.pop("processes", None) or _web_concurrency()
     if processes is not None and (isinstance(processes, bool) or not isinstance(processes, int)):
         raise ImproperlyConfigured(f"{where}: processes={processes!r}: must be a whole number, or None")
+    facade = {name: given.pop(name) for name in OF_THE_FACADE if name in given}
+    if facade and pooling != "transaction":
+        raise ImproperlyConfigured(f'{where}: {", ".join(facade)}: for pooling="transaction" alone')
     try:
+        Options(pooling=pooling, **facade)
         for name in FUNCTIONS:
             if isinstance(given.get(name), str):
                 given[name] = import_string(given[name])
         PoolOptions(**{name: value for name, value in given.items() if hasattr(PoolOptions, name)})
     except (ImportError, TypeError, ValueError) as exc:
         raise ImproperlyConfigured(f"{where}: {exc}") from exc
-    return Settings(given, pooling, processes)
+    return Settings(given, pooling, facade, processes)
 
 
 def _unknown(name: object) -> str:

@@ -2,7 +2,10 @@
 
 Django keeps one wrapper for each thread and alias.  It calls `get_new_connection` when it needs a
 connection, and `_close` when the request ends, because ``CONN_MAX_AGE`` is 0.  Those two are all that a
-pool has to be told.  Three ways lead around them:
+pool has to be told.  What Django gets is the driver's own connection, or with ``pooling="transaction"``
+one of `connpool.facade`, which borrows the driver's in between.
+
+Three ways lead around the two:
 
 *A thread ends* without closing.  Its wrapper sits in cycles of references, so its connection would be
 found when the collector comes by.  `_Keeper` notices the end itself.
@@ -26,9 +29,10 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.base.base import NO_DB_ALIAS
 
-from connpool import Adapter, ConnectionPool, PoolClosed
+from connpool import Adapter, ConnectionPool, PoolClosed, facade
+from connpool.pool import Turns
 
-from . import registry
+from . import registry, tracking
 from .options import Settings, read
 
 if TYPE_CHECKING:
@@ -87,10 +91,15 @@ class PooledWrapper:
 
     _keeper: weakref.ref[_Keeper] | None = None
     """The thread that has borrowed; weakly, for nothing else may keep it."""
-    _pool: Pool | None = None
-    """The pool of what is lent."""
     _lent: Any = None
     """What is lent.  `connection` may be somebody's wrapper of it."""
+    _lease: Turns[Any] | None = None
+    """What gives it back; ``None`` if it is of the facade, and gives itself back."""
+    _tracks: bool = False
+    """Whether what was not altered needs no reset."""
+    _seen: object = None
+    """The settings that `_key` was made of."""
+    _key: Hashable = None
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(settings_dict, alias)  # type: ignore[call-arg] # Django's
@@ -105,7 +114,7 @@ class PooledWrapper:
 
     def pool_defaults(self) -> dict[str, Any]:
         """Return options that stand where the user's settings say nothing."""
-        return {"reset": "full"}
+        return {"reset": "tracked"}
 
     def server_capacity(self) -> tuple[int, int]:
         """Return how many ordinary sessions the server admits, and how many it has; zeros: no bound."""
@@ -140,13 +149,19 @@ class PooledWrapper:
     def _pool_key(self) -> Hashable:
         """Return what the effective parameters are: aliases that lead to the same place share a pool."""
         said = self.settings_dict
-        return (
+        zone = (settings.USE_TZ, self.timezone_name)
+        if self._seen == (said, zone):  # most often nothing has changed since the last time
+            return self._key
+        self._key = (
             type(self),
             *(said.get(name) for name in ("NAME", "USER", "PASSWORD", "HOST", "PORT", "AUTOCOMMIT")),
-            settings.USE_TZ,
-            self.timezone_name,
+            *zone,
             registry.frozen(said["OPTIONS"]),
         )
+        # A copy as deep as anybody's changes are likely to go.
+        options = {name: _copied(value) for name, value in said["OPTIONS"].items()}
+        self._seen = ({**said, "OPTIONS": options}, zone)
+        return self._key
 
     def close_pool(self) -> None:
         """Close the pool of the present settings; whoever borrows next opens another.
@@ -181,22 +196,44 @@ class PooledWrapper:
             return super().get_new_connection(conn_params)  # type: ignore[misc] # Django's
         if self._lent is not None:  # somebody has set `connection` to None by himself
             self._give_back()
-        while True:
-            try:
-                conn = pool.acquire()
-            except PoolClosed:
-                registry.drop(self._pool_key(), pool)
-                again = self.pool
-                if again is None or again is pool:
-                    raise
-                pool = again
-            else:
-                break
-        self._pool, self._lent = pool, conn
+        try:
+            self._borrow(pool)
+        except PoolClosed:  # by somebody who did not say so to us
+            registry.drop(self._pool_key(), pool)
+            again = self.pool
+            if again is None:
+                raise
+            self._borrow(again)
         keeper = _thread.keeper
         keeper.wrappers.add(self)
         self._keeper = weakref.ref(keeper)
-        return conn
+        return self._lent
+
+    def _borrow(self, pool: Pool) -> None:
+        if self.pools_transactions():
+            self._lent = self._open_facade(pool)
+            return
+        lease = pool.turns()
+        conn = lease.__enter__()
+        lease.note_caller()
+        self._tracks = self._said("reset", "tracked") == "tracked"
+        if self._tracks:
+            tracking.begin(conn)
+        self._lease, self._lent = lease, conn
+
+    def _open_facade(self, pool: Pool) -> Any:
+        chosen = self.pool_settings()
+        assert chosen is not None
+        return facade.connect(pool, pooling="transaction", exclusive=True, **chosen.of_the_facade)
+
+    def pools_transactions(self) -> bool:
+        """Tell whether connections are given back after each transaction."""
+        return bool(self._said("pooling", "session") == "transaction")
+
+    def _said(self, option: str, default: object) -> object:
+        """Return an option of the pool's; it has been checked."""
+        said = self.settings_dict["OPTIONS"].get("pool")
+        return said.get(option, default) if isinstance(said, dict) else default
 
     def _close(self) -> None:
         if self._lent is None:
@@ -208,13 +245,18 @@ class PooledWrapper:
             self._give_back()
 
     def _give_back(self) -> None:
-        conn, pool = self._lent, self._pool
+        conn, lease = self._lent, self._lease
         keeper = None if self._keeper is None else self._keeper()
-        self._lent = self._pool = self._keeper = None
+        self._lent = self._lease = self._keeper = None
         if keeper is not None:
             keeper.wrappers.discard(self)
-        if pool is not None:
-            pool.release(conn)
+        if lease is None:
+            conn.close()
+            return
+        if self._tracks and not tracking.altered(conn):
+            lease.spare_reset()
+        del conn  # the pool's again
+        lease.__exit__(None, None, None)
 
     def take_home(self) -> None:
         """Give back what a thread that has ended still had."""
@@ -234,7 +276,7 @@ class PooledWrapper:
 
     def forget(self) -> None:
         """Forget what is lent, in a forked child: it is the parent's."""
-        self.connection = self._lent = self._pool = self._keeper = None
+        self.connection = self._lent = self._lease = self._keeper = None
         _thread.keeper.wrappers.discard(self)
 
     # -- health: the pool's affair
@@ -256,3 +298,7 @@ class PooledWrapper:
         health_check_done: bool
 
         def close(self) -> None: ...
+
+
+def _copied(value: object) -> object:
+    return dict(value) if isinstance(value, dict) else value

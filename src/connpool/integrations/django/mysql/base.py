@@ -20,6 +20,7 @@ from ..creation import PooledCreation
 from ..options import Settings
 from ..wrapper import PooledWrapper
 from . import mysqlclient
+from .cursors import looking
 from .driver import import_backend
 
 base: Any = import_backend()
@@ -48,6 +49,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         """Return the driver's parameters, and the statement that Django begins each session with."""
         params = self.get_connection_params()
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
+        params["cursorclass"] = looking(params.get("cursorclass") or base.Database.cursors.Cursor)
         level = self.isolation_level
         return params, f"SET SESSION TRANSACTION ISOLATION LEVEL {level.upper()}" if level else None
 
@@ -73,7 +75,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
     def pool_options(self, chosen: Settings) -> dict[str, Any]:
         """Return the options of the pool; with mysqlclient the full reset is ours."""
         options = super().pool_options(chosen)
-        if ON_PYMYSQL or options["reset"] != "full":
+        if ON_PYMYSQL or options["reset"] not in ("full", "tracked"):
             return options
         if options.get("credentials"):
             raise ImproperlyConfigured(

@@ -21,6 +21,7 @@ from connpool.adapters.psycopg import PsycopgAdapter
 from ..checks import PooledValidation
 from ..creation import PooledCreation
 from ..wrapper import PooledWrapper
+from . import cursors
 
 _QUESTION = """
     SELECT current_setting('max_connections')::int
@@ -41,7 +42,7 @@ class _Adapter(PsycopgAdapter[Any]):
         conn = super().connect(limit, credentials)
         if self._isolation_level is not None:
             conn.isolation_level = self._isolation_level
-        conn.server_cursor_factory = base.ServerSideCursor
+        conn.server_cursor_factory = cursors.ServerSideCursor
         return conn
 
 
@@ -64,6 +65,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         if not is_psycopg3:
             raise ImproperlyConfigured("connpool.integrations.django.postgresql needs psycopg 3")
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
+        params["cursor_factory"] = cursors.looking(params["cursor_factory"])
         if self.timezone_name and self.pool_takes_parameters():
             said = params.get("options") or ""
             params["options"] = f"{said} -c TimeZone={_escaped(self.timezone_name)}".strip()
@@ -105,6 +107,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
             super().init_connection_state()
             return
         BaseDatabaseWrapper.init_connection_state(self)
+        if self._lease is None:
+            return  # there is no session that could have let it slip
         # The server reports its time zone with each change: this asks nobody.
         if self._configure_timezone(self.connection) and not self.get_autocommit():
             self.connection.commit()
@@ -113,6 +117,14 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         # psycopg takes its lock and looks at the state even where nothing changes.
         if self._lent is None or self.connection.autocommit != autocommit:
             super()._set_autocommit(autocommit)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Make a cursor; one of the facade's knows the adapters for the time zone from its connections."""
+        if self._lent is None or self._lease is not None:
+            return super().create_cursor(name)
+        if name is None:
+            return self.connection.cursor()
+        return self.connection.cursor(name, scrollable=False, withhold=self.connection.autocommit)
 
     def _close(self) -> None:
         PooledWrapper._close(self)
