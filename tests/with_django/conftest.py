@@ -112,12 +112,17 @@ def postgresql_alias(use: Use, postgresql: PostgreSQL, postgresql_shop: dict[str
     _at_rest(connection, lambda: len(postgresql.census(application_name=postgresql_shop["NAME"])))
 
 
+def sessions_in(server: MariaDB, database: str) -> int:
+    """Return how many sessions use a database."""
+    return sum(session.database == database for session in server.census(user=server.user))
+
+
 @pytest.fixture
 def mysql_alias(use: Use, mariadb: MariaDB, mariadb_shop: dict[str, Any]) -> Iterator[Any]:
     """Provide the connection ``my``, with a pool of 2."""
     connection = use("my", _copied(mariadb_shop))
     yield connection
-    _at_rest(connection, lambda: len(mariadb.census(user=mariadb.user)))
+    _at_rest(connection, lambda: sessions_in(mariadb, mariadb_shop["NAME"]))
 
 
 @pytest.fixture

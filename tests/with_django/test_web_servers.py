@@ -11,6 +11,7 @@ import httpx
 import pytest
 from servers import MariaDB, PostgreSQL, wait_until
 
+from .conftest import sessions_in
 from .site import Site, on_mariadb, on_postgresql, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
@@ -56,7 +57,7 @@ def place(request: pytest.FixtureRequest) -> Place:
         return Place(settings, lambda: len(server.census(application_name=name)))
     other: MariaDB = request.getfixturevalue("mariadb")
     name = request.getfixturevalue("mariadb_shop")["NAME"]
-    return Place(on_mariadb(other, name, pool=pool), lambda: len(other.census(user=other.user)))
+    return Place(on_mariadb(other, name, pool=pool), lambda: sessions_in(other, name))
 
 
 def figures(site: Site, processes: int) -> dict[int, dict[str, int]]:

@@ -224,7 +224,9 @@ class PooledWrapper:
     def _open_facade(self, pool: Pool) -> Any:
         chosen = self.pool_settings()
         assert chosen is not None
-        return facade.connect(pool, pooling="transaction", exclusive=True, **chosen.of_the_facade)
+        said = chosen.of_the_facade
+        # Who shares this pool has the same settings, so they may stay in the sessions.
+        return facade.connect(pool, pooling="transaction", exclusive="settings" in said, **said)
 
     def pools_transactions(self) -> bool:
         """Tell whether connections are given back after each transaction."""
