@@ -7,6 +7,7 @@ comes back to it and nothing has to be said again.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from importlib import import_module
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -19,12 +20,13 @@ from ..checks import PooledValidation
 from ..creation import PooledCreation
 from ..options import Settings
 from ..wrapper import PooledWrapper
-from . import mysqlclient
 from .cursors import looking
 from .driver import import_backend
+from .mysqlclient import MySQLClientAdapter
 
 base: Any = import_backend()
 ON_PYMYSQL: bool = base.Database.__name__ == "pymysql"
+_cursors: Any = import_module(f"{base.Database.__name__}.cursors")
 
 _server_data: dict[Hashable, dict[str, Any]] = {}
 
@@ -49,7 +51,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         """Return the driver's parameters, and the statement that Django begins each session with."""
         params = self.get_connection_params()
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
-        params["cursorclass"] = looking(params.get("cursorclass") or base.Database.cursors.Cursor)
+        params["cursorclass"] = looking(params.get("cursorclass") or _cursors.Cursor)
         level = self.isolation_level
         return params, f"SET SESSION TRANSACTION ISOLATION LEVEL {level.upper()}" if level else None
 
@@ -57,7 +59,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         """Return the adapter for Django's parameters."""
         params, say = self._complete_params()
         if not ON_PYMYSQL:
-            return mysqlclient.make_adapter(base.Database.connect, params, say)
+            return MySQLClientAdapter(base.Database.connect, params, say)
         from connpool.adapters.pymysql import PyMySQLAdapter
 
         if say and not params.get("init_command"):
@@ -73,16 +75,14 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         return defaults
 
     def pool_options(self, chosen: Settings) -> dict[str, Any]:
-        """Return the options of the pool; with mysqlclient the full reset is ours."""
+        """Return the options of the pool; a full reset of mysqlclient's needs the password."""
         options = super().pool_options(chosen)
-        if ON_PYMYSQL or options["reset"] not in ("full", "tracked"):
-            return options
-        if options.get("credentials"):
+        if not ON_PYMYSQL and options["reset"] in ("full", "tracked") and options.get("credentials"):
             raise ImproperlyConfigured(
                 f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: with mysqlclient a full reset logs in again,"
                 ' with the password of the settings; with credentials= use PyMySQL, or reset="rollback"'
             )
-        return options | {"reset": mysqlclient.make_reset(*self._complete_params())}
+        return options
 
     # -- what Django asks of each connection
 
