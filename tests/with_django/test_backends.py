@@ -109,7 +109,10 @@ def test_threads_share_one_pool(connection: Any) -> None:
     assert connection.pool.stats().dials == 1
 
 
-def test_a_thread_that_ends_without_closing_loses_nothing(connection: Any) -> None:
+def test_a_thread_that_ends_without_closing_loses_nothing(
+    connection: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "connpool.django")
     connection.close()
     gc.disable()  # nor is the collector needed
     try:
@@ -122,6 +125,8 @@ def test_a_thread_that_ends_without_closing_loses_nothing(connection: Any) -> No
         gc.enable()
     assert connection.pool.stats().size <= 2
     assert connection.pool.stats().in_use == 1
+    assert "ended with a connection to" in caplog.text
+    assert "close_all()" in caplog.text
 
 
 def test_what_a_thread_left_uncommitted_is_rolled_back(connection: Any) -> None:

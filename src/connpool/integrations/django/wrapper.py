@@ -22,6 +22,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,29 @@ DDL_WAITS = 2.0
 """Seconds that whoever drops or copies a database waits for its borrowers; then they are cut."""
 
 
+_ended: deque[tuple[str, str, str]] = deque(maxlen=100)
+"""Threads that have ended with a connection, for the log.
+
+Not told at once: to make a log record one must be a thread, and `threading` has forgotten this one already.
+"""
+
+
+def _tell_of_the_ended() -> None:
+    while _ended:
+        _log.info(
+            "%s ended with a connection to %r, which went back to its pool%s; at the end of a thread's work"
+            " call django.db.connections.close_all()",
+            *_ended.popleft(),
+        )
+
+
 class _Keeper:
     """What one thread has borrowed.  It goes when the thread ends, and gives back what is still there."""
 
-    __slots__ = ("__weakref__", "wrappers")
+    __slots__ = ("__weakref__", "thread", "wrappers")
 
     def __init__(self) -> None:
+        self.thread = threading.current_thread().name
         # Weakly: a wrapper that its user has lost is the pool's affair.
         self.wrappers: weakref.WeakSet[PooledWrapper] = weakref.WeakSet()
 
@@ -59,7 +77,7 @@ class _Keeper:
         for wrapper in list(self.wrappers):
             # One that other threads may use as well, as those of a live server in a test, stays with them.
             if not wrapper.allow_thread_sharing:
-                wrapper.take_home()
+                wrapper.take_home(self.thread)
 
 
 class _Thread(threading.local):
@@ -194,6 +212,8 @@ class PooledWrapper:
         pool = self.pool
         if pool is None:
             return super().get_new_connection(conn_params)  # type: ignore[misc] # Django's
+        if _ended:
+            _tell_of_the_ended()
         if self._lent is not None:  # somebody has set `connection` to None by himself
             self._give_back()
         try:
@@ -260,21 +280,15 @@ class PooledWrapper:
         del conn  # the pool's again
         lease.__exit__(None, None, None)
 
-    def take_home(self) -> None:
+    def take_home(self, thread: str) -> None:
         """Give back what a thread that has ended still had."""
         self.connection = None
+        failure = ""
         try:
             self._give_back()
-        except Exception:
-            # Whose error would it be?  The connection is closed, and its place is free.
-            _log.exception("a connection to %r came back from a thread that has ended", self.alias)
-        else:
-            _log.info(
-                "%s ended with a connection to %r, which is back in its pool; close it at the end of the"
-                " thread's work, with django.db.connections.close_all()",
-                threading.current_thread().name,
-                self.alias,
-            )
+        except Exception as exc:  # of a hook of the user's; the connection is closed, and its place is free
+            failure = f" ({exc!r})"
+        _ended.append((thread, self.alias, failure))
 
     def forget(self) -> None:
         """Forget what is lent, in a forked child: it is the parent's."""

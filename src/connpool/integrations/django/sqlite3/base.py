@@ -103,8 +103,10 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
 
         return SQLiteAdapter.around(connect)
 
-    def create_cursor(self, name: str | None = None) -> Any:  # noqa: ARG002 -- Django's signature
+    def create_cursor(self, name: str | None = None) -> Any:
         """Make a cursor that understands Django's placeholders."""
+        if self._lent is None:
+            return super().create_cursor(name)
         return self.connection.cursor(factory=_Cursor)
 
     def server_capacity(self) -> tuple[int, int]:
