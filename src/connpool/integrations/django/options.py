@@ -106,6 +106,11 @@ def _checked(where: str, given: dict[str, Any]) -> Settings:
     processes = given.pop("processes", None) or _web_concurrency()
     if processes is not None and (isinstance(processes, bool) or not isinstance(processes, int)):
         raise ImproperlyConfigured(f"{where}: processes={processes!r}: must be a whole number, or None")
+    if pooling == "transaction" and given.get("behind") is not None:
+        raise ImproperlyConfigured(
+            f'{where}: pooling="transaction" with behind={given["behind"]!r}: one of the two is enough; the'
+            " proxy gives its sessions back after each transaction already"
+        )
     facade = {name: given.pop(name) for name in OF_THE_FACADE if name in given}
     if facade and pooling != "transaction":
         raise ImproperlyConfigured(f'{where}: {", ".join(facade)}: for pooling="transaction" alone')

@@ -162,7 +162,10 @@ class PooledWrapper:
 
     def pool_options(self, chosen: Settings) -> dict[str, Any]:
         """Return the options of the pool."""
-        return {"name": self.alias, **self.pool_defaults(), **chosen.options}
+        defaults = self.pool_defaults()
+        if chosen.options.get("behind") is not None:
+            defaults["reset"] = "rollback"  # the sessions are the proxy's, and a reset meets any of them
+        return {"name": self.alias, **defaults, **chosen.options}
 
     def _pool_key(self) -> Hashable:
         """Return what the effective parameters are: aliases that lead to the same place share a pool."""
@@ -236,7 +239,7 @@ class PooledWrapper:
         lease = pool.turns()
         conn = lease.__enter__()
         lease.note_caller()
-        self._tracks = self._said("reset", "tracked") == "tracked"
+        self._tracks = pool.reset_policy == "tracked"
         if self._tracks:
             tracking.begin(conn)
         self._lease, self._lent = lease, conn
