@@ -59,8 +59,6 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     """For `ConnectionPool`."""
     pooling: Pooling = "session"
-    of_the_facade: Mapping[str, Any] = field(default_factory=dict)
-    """For `connpool.facade.connect`, with ``pooling="transaction"``."""
     processes: int | None = None
     """How many processes use the database, for the checks alone; ``None``: nobody said."""
 
@@ -122,7 +120,7 @@ def _checked(where: str, given: dict[str, Any]) -> Settings:
         PoolOptions(**{name: value for name, value in given.items() if hasattr(PoolOptions, name)})
     except (ImportError, TypeError, ValueError) as exc:
         raise ImproperlyConfigured(f"{where}: {exc}") from exc
-    return Settings(given, pooling, facade, processes)
+    return Settings(given, pooling, processes)
 
 
 def _unknown(name: object) -> str:

@@ -34,7 +34,7 @@ from connpool import Adapter, ConnectionPool, PoolClosed, facade
 from connpool.pool import Turns
 
 from . import registry, tracking
-from .options import Settings, read
+from .options import OF_THE_FACADE, Settings, read
 
 if TYPE_CHECKING:
     from .registry import Pool
@@ -245,11 +245,16 @@ class PooledWrapper:
         self._lease, self._lent = lease, conn
 
     def _open_facade(self, pool: Pool) -> Any:
-        chosen = self.pool_settings()
-        assert chosen is not None
-        said = chosen.of_the_facade
+        said: dict[str, Any] = {name: self._said(name, None) for name in OF_THE_FACADE}
+        said = {name: value for name, value in said.items() if value is not None}
         # Who shares this pool has the same settings, so they may stay in the sessions.
-        return facade.connect(pool, pooling="transaction", exclusive="settings" in said, **said)
+        return facade.connect(
+            pool,
+            pooling="transaction",
+            exclusive="settings" in said,
+            autocommit=self.settings_dict["AUTOCOMMIT"],  # or each look at it would borrow
+            **said,
+        )
 
     def pools_transactions(self) -> bool:
         """Tell whether connections are given back after each transaction."""
