@@ -9,8 +9,11 @@ from servers import MariaDB, PostgreSQL
 from .site import manage, on_mariadb, on_postgresql, on_sqlite
 
 GONE = ["--parallel=2"]
-# The last finds what the one before has kept, and makes the copies that were not needed then.
-KEPT = [["--parallel=1", "--keepdb"], ["--parallel=2", "--keepdb"]]
+KEPT = ["--parallel=1", "--keepdb"]
+# It finds what the one before has kept, and makes the copies that were not needed then.
+KEPT_AND_COPIED = ["--parallel=2", "--keepdb"]
+SESSIONS = {"max_size": 3}
+TRANSACTIONS = {"max_size": 3, "pooling": "transaction"}
 
 
 def run(settings: dict[str, Any], mode: list[str], hide: str = "") -> str:
@@ -22,24 +25,21 @@ def run(settings: dict[str, Any], mode: list[str], hide: str = "") -> str:
     return output
 
 
-def on(server: PostgreSQL, name: str, pool: object) -> dict[str, Any]:
-    return on_postgresql(server, name, user=server.superuser, pool=pool)
-
-
 @pytest.mark.server
 @pytest.mark.timeout(120)
 def test_every_mode_works_on_postgresql(postgresql: PostgreSQL, postgresql_database: str) -> None:
-    settings = on(postgresql, postgresql_database, {"max_size": 3})
+    def settings(pool: object) -> dict[str, Any]:
+        return on_postgresql(postgresql, postgresql_database, user=postgresql.superuser, pool=pool)
 
     def left() -> list[object]:
         return [
             row[0] for row in postgresql.execute("select datname from pg_database") if "test_" in str(row[0])
         ]
 
-    run(settings, GONE)
+    run(settings(SESSIONS), GONE)
     assert left() == []
-    for mode in KEPT:
-        run(settings, mode)
+    run(settings(SESSIONS), KEPT)
+    run(settings(TRANSACTIONS), KEPT_AND_COPIED)
     assert len(left()) == 3
     for name in left():
         postgresql.execute(f"drop database {name}")  # nobody is there
@@ -51,15 +51,17 @@ def test_every_mode_works_on_postgresql(postgresql: PostgreSQL, postgresql_datab
 def test_every_mode_works_on_mariadb(mariadb: MariaDB, mariadb_database: str) -> None:
     # The user may do what he likes with databases of such names.
     test = {"NAME": f"{mariadb_database}_test"}
-    settings = on_mariadb(mariadb, mariadb_database, pool={"max_size": 3}, TEST=test)
+
+    def settings(pool: object) -> dict[str, Any]:
+        return on_mariadb(mariadb, mariadb_database, pool=pool, TEST=test)
 
     def left() -> list[object]:
         return [row[0] for row in mariadb.execute("show databases") if "_test" in str(row[0])]
 
-    run(settings, GONE, "MySQLdb")
+    run(settings(SESSIONS), GONE, "MySQLdb")
     assert left() == []
-    for mode in KEPT:
-        run(settings, mode, "MySQLdb")
+    run(settings(TRANSACTIONS), KEPT, "MySQLdb")
+    run(settings(SESSIONS), KEPT_AND_COPIED, "MySQLdb")
     assert len(left()) == 3
     for name in left():
         mariadb.execute(f"drop database {name}")

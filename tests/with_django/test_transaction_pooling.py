@@ -12,7 +12,7 @@ from servers import MariaDB, PostgreSQL
 
 from connpool import PoolMisuse
 
-from .site import manage, on_mariadb, on_postgresql, on_sqlite, serving
+from .site import manage, on_postgresql, on_sqlite, serving
 from .test_backends import asked, in_a_thread, items, said, session
 
 POOL = {"max_size": 2, "pooling": "transaction"}
@@ -258,22 +258,6 @@ def test_requests_that_do_something_else_in_between_share_two_sessions(
             assert site.at_once(f"{page}?seconds=0.5", 20) == [200] * 20
             assert time.monotonic() - began < 3  # held for the whole request it would be 5
         assert len(postgresql.census(application_name=postgresql_shop["NAME"])) <= 2
-
-
-@pytest.mark.server
-def test_djangos_test_runner_works_on_servers(
-    postgresql: PostgreSQL, postgresql_database: str, mariadb: MariaDB, mariadb_database: str
-) -> None:
-    pg = on_postgresql(
-        postgresql, postgresql_database, user=postgresql.superuser, pool={"pooling": "transaction"}
-    )
-    test = {"NAME": f"{mariadb_database}_test"}
-    my = on_mariadb(mariadb, mariadb_database, pool={"pooling": "transaction"}, TEST=test)
-    for settings in (pg, my):
-        arguments = ["test", "shop", "--pattern=modes.py", "--noinput", "--parallel=2"]
-        assert "OK" in manage({"default": settings}, *arguments, hide="MySQLdb")
-    assert not [name for (name,) in mariadb.execute("show databases") if "_test" in str(name)]
-    assert postgresql.census(application_name=postgresql_database) == []
 
 
 def test_djangos_test_runner_works_on_sqlite(tmp_path: Path) -> None:
