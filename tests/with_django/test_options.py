@@ -26,6 +26,9 @@ def read(pool: object, **settings: Any) -> options.Settings | None:
         ({"reset": "all"}, "reset='all': must be"),
         ({"min_idle": 11}, "must not exceed max_size=10"),
         ({"pooling": "statement"}, 'pooling=\'statement\': must be "session" or "transaction"'),
+        ({"pooling": "transaction", "behind": "pgbouncer"}, "one of the two is enough"),
+        ({"settings": {}}, 'settings: for pooling="transaction" alone'),
+        ({"pooling": "transaction", "on_session_state": "x"}, "on_session_state='x': must be"),
         ({"processes": "4"}, "processes='4': must be a whole number"),
         ({"on_connect": "nowhere.to.be.found"}, "No module named 'nowhere'"),
         (5, "must be a dict of options, True for a pool with all defaults, or False"),
@@ -69,6 +72,17 @@ def test_the_number_of_processes_is_read_from_the_environment(monkeypatch: pytes
     assert found is not None
     assert said is not None
     assert (found.processes, said.processes) == (4, 2)
+
+
+def test_behind_a_proxy_nothing_is_reset_unless_it_is_asked_for(use: Use, tmp_path: Any) -> None:
+    settings = {
+        "ENGINE": "connpool.integrations.django.postgresql",
+        "NAME": "app",
+        "OPTIONS": {"pool": {"behind": "pgbouncer"}},
+    }
+    pool = use("behind", settings).pool
+    assert pool.reset_policy == "rollback"
+    assert "TimeZone" not in str(pool.adapter.__dict__)  # PgBouncer refuses start-up parameters
 
 
 def test_wrong_options_are_refused_before_anybody_connects(use: Use) -> None:

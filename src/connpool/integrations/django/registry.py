@@ -37,8 +37,7 @@ def known(key: Hashable) -> Pool | None:
 def drop(key: Hashable, pool: Pool) -> None:
     """Forget a pool, so that the next borrower makes another.
 
-    What is lent stays with its borrowers, who have a reference to the pool.  When the last of them has
-    given back it is garbage, and closes what it has.
+    What is lent stays with its borrowers, who have a reference to the pool; without them it is garbage.
     """
     if _pools.get(key) is pool:  # another thread may have put the next one there already
         _pools.pop(key, None)

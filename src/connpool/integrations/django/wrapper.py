@@ -193,6 +193,8 @@ class PooledWrapper:
         pool = registry.known(key)
         if pool is not None:
             registry.drop(key, pool)
+            pool.resize(min_idle=0)
+            pool.clear()
 
     def close_pool_for_good(self) -> None:
         """Close the pool, and cut who does not give back in time: its database is about to go."""
