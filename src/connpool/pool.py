@@ -567,6 +567,11 @@ class ConnectionPool(Generic[C]):
         return apart.connection(timeout)
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called: nothing is lent any more."""
+        return self._core.closed
+
+    @property
     def adapter(self) -> Adapter[C] | None:
         """What the pool knows of its driver; ``None`` until a callable's first connection tells."""
         return self._flows.adapter

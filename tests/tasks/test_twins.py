@@ -16,7 +16,14 @@ STEPS = {
 }
 
 
-FOR_FACADES = {"adapter", "reset_policy", "resets_sessions", "tell", "turns"}  # which are for threads alone
+FOR_FACADES = {
+    "adapter",
+    "closed",
+    "reset_policy",
+    "resets_sessions",
+    "tell",
+    "turns",
+}  # which are for threads alone
 
 
 def public(cls: type) -> set[str]:

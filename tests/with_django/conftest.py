@@ -18,6 +18,7 @@ from .site import PROJECT, on_mariadb, on_postgresql, on_sqlite
 
 
 def _set_up() -> None:
+    theirs = sys.modules.get("MySQLdb")
     sys.path.insert(0, str(PROJECT))
     os.environ.update(SHOP_DATABASES="{}", DJANGO_SETTINGS_MODULE="settings", SHOP_HIDE="MySQLdb")
     import django
@@ -25,6 +26,8 @@ def _set_up() -> None:
     django.setup()
     __import__("connpool.integrations.django.mysql.base")
     del sys.modules["MySQLdb"]
+    if theirs is not None:
+        sys.modules["MySQLdb"] = theirs
     for name in ("SHOP_DATABASES", "DJANGO_SETTINGS_MODULE", "SHOP_HIDE"):
         del os.environ[name]
 

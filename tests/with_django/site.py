@@ -68,6 +68,7 @@ def environment(databases: Databases, *, hide: str = "") -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "settings",
         "SHOP_DATABASES": json.dumps(databases),
         "SHOP_HIDE": hide,
+        "SHOP_LOGS": "to stderr",
     }
 
 

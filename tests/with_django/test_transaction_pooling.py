@@ -224,6 +224,18 @@ def test_a_thread_that_ends_in_a_transaction_loses_nothing(pooled: Any) -> None:
     assert in_use(pooled) == 0
 
 
+def test_a_pool_that_was_closed_is_followed_by_another(pooled: Any) -> None:
+    items(pooled).create(name="a")
+    first = pooled.pool
+    pooled.close_pool()
+    assert items(pooled).count() == 1  # to the end of the request it serves on
+    pooled.close()
+    assert pooled.pool is not first
+    pooled.pool.close()
+    assert items(pooled).count() == 1
+    pooled.close()
+
+
 def test_fifty_threads_share_two_sessions(on_a_server: Any) -> None:
     items(on_a_server).create(name="a")
     on_a_server.close()

@@ -22,6 +22,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = json.loads(os.environ["SHOP_DATABASES"])
+LOGGING_CONFIG = "logging.config.dictConfig" if "SHOP_LOGS" in os.environ else None
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -152,7 +152,9 @@ class PooledWrapper:
         key = self._pool_key()
         pool = registry.known(key)
         if pool is not None:
-            return pool
+            if not pool.closed:
+                return pool
+            registry.drop(key, pool)  # somebody has closed it, and not said so to us
         chosen = self.pool_settings()
         return None if chosen is None else registry.pool_for(key, lambda: self._make_pool(chosen))
 
@@ -223,12 +225,8 @@ class PooledWrapper:
             self._give_back()
         try:
             self._borrow(pool)
-        except PoolClosed:  # by somebody who did not say so to us
-            registry.drop(self._pool_key(), pool)
-            again = self.pool
-            if again is None:
-                raise
-            self._borrow(again)
+        except PoolClosed:  # just now
+            self._borrow(self.pool or pool)
         keeper = _thread.keeper
         keeper.wrappers.add(self)
         self._keeper = weakref.ref(keeper)

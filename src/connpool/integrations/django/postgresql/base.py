@@ -31,7 +31,7 @@ _QUESTION = """
 """
 
 
-class _Adapter(PsycopgAdapter[Any]):
+class DjangosPsycopgAdapter(PsycopgAdapter[Any]):
     """psycopg's connections as Django wants them."""
 
     def __init__(self, isolation_level: Any, params: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         if self.timezone_name and self.pool_takes_parameters():
             said = params.get("options") or ""
             params["options"] = f"{said} -c TimeZone={_escaped(self.timezone_name)}".strip()
-        return _Adapter(self._isolation_level(), params)
+        return DjangosPsycopgAdapter(self._isolation_level(), params)
 
     def pool_takes_parameters(self) -> bool:
         """Tell whether start-up parameters reach the server: poolers in between refuse unknown ones."""
