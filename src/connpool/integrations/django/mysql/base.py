@@ -111,7 +111,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
 
     def server_capacity(self) -> tuple[int, int]:
         """Return how many ordinary sessions the server admits, and how many it has."""
-        with self.cursor() as cursor:
+        with self.temporary_connection() as cursor:
             cursor.execute("SELECT @@global.max_connections")
             ((capacity,),) = cursor.fetchall()
             cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")

@@ -14,7 +14,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql import base
-from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3, sql
+from django.db.backends.postgresql.psycopg_any import IsolationLevel, sql
 
 from connpool.adapters.psycopg import PsycopgAdapter
 
@@ -62,8 +62,6 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
 
     def make_adapter(self, params: dict[str, Any]) -> PsycopgAdapter[Any]:
         """Return the adapter for Django's parameters."""
-        if not is_psycopg3:
-            raise ImproperlyConfigured("connpool.integrations.django.postgresql needs psycopg 3")
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
         params["cursor_factory"] = cursors.looking(params["cursor_factory"])
         if self.timezone_name and self.pool_takes_parameters():
@@ -131,7 +129,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
 
     def server_capacity(self) -> tuple[int, int]:
         """Return how many ordinary sessions the server admits, and how many it has."""
-        with self.cursor() as cursor:
+        with self.temporary_connection() as cursor:
             cursor.execute(_QUESTION)
             capacity, used = cursor.fetchone()
         return capacity, used
