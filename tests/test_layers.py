@@ -42,9 +42,11 @@ PUBLIC = (
     "connpool.reset",
     "connpool.options",
     "connpool.adapter",
+    "connpool.guard",
     "connpool.pool",
     "connpool.async_pool",
     "connpool.adapters",
+    "connpool.facade",
     "connpool.testing",
 )
 NOT_PUBLIC = (
@@ -52,8 +54,6 @@ NOT_PUBLIC = (
     "connpool.threads",
     "connpool.tasks",
     "connpool.deadlines",
-    "connpool.guard",
-    "connpool.facade",
     "connpool.metrics",
     "connpool.integrations",
     "connpool.cli",

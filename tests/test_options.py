@@ -192,7 +192,7 @@ def test_policy_becomes_steps_in_which_parts_stay_together(policy: Any, found: o
 @pytest.mark.parametrize("value", ["", "Full", "rollback;full", ["full", "everything"], ["none"]])
 def test_unknown_policy_is_refused_with_those_there_are(value: Any) -> None:
     text = refusal(ValueError, reset=value)
-    assert text.startswith(f'reset={value!r}: must be "rollback", "full", "none", a callable')
+    assert text.startswith(f'reset={value!r}: must be "rollback", "full", "tracked", "none", a callable')
     assert all(part in text for part in reset.Part)
 
 

@@ -379,7 +379,7 @@ def test_missing_program_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
     assert str(raised.value) == (
         "pgbouncer is not installed. On Debian or Ubuntu run: sudo apt-get update &&"
         " sudo apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300"
-        " mariadb-client-core mariadb-server-core openssl pgbouncer"
+        " mariadb-client mariadb-client-core mariadb-server-core openssl pgbouncer"
     )
 
 
@@ -396,7 +396,7 @@ def test_missing_program_is_installed_where_that_is_allowed(
     monkeypatch.setattr(install, "find_program", lambda n: Path("/bin", n) if n in here else None)
     monkeypatch.setattr(install, "install", pretend)
     assert install.require("mariadbd", may_install=True) == Path("/bin/mariadbd")
-    assert installed == [["mariadb-client-core", "mariadb-server-core", "pgbouncer"]]
+    assert installed == [["mariadb-client", "mariadb-client-core", "mariadb-server-core", "pgbouncer"]]
 
 
 def test_installation_leaves_no_service_running() -> None:

@@ -7,6 +7,7 @@ with pool.connection() as conn:
     conn.execute("select 1")
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from . import reset
@@ -29,6 +30,9 @@ from .stats import Histogram, PoolStats, Reason
 
 if TYPE_CHECKING:
     from .async_pool import AsyncConnectionPool, create_async_pool
+    from .facade import manage
+
+_LAZY = {"AsyncConnectionPool": "async_pool", "create_async_pool": "async_pool", "manage": "facade"}
 
 __all__ = (
     "DEFAULT",
@@ -55,6 +59,7 @@ __all__ = (
     "create_async_pool",
     "create_pool",
     "deadline",
+    "manage",
     "register",
     "register_async",
     "reset",
@@ -62,12 +67,11 @@ __all__ = (
 
 
 def __getattr__(name: str) -> object:
-    """Load what needs asyncio when it is first asked for."""
-    if name not in ("AsyncConnectionPool", "create_async_pool"):
+    """Load what needs asyncio, and what few need, when it is first asked for."""
+    module = _LAZY.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import async_pool
-
-    value: object = getattr(async_pool, name)
+    value: object = getattr(importlib.import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
 

@@ -16,6 +16,7 @@ thread_ended       WARNING whoever borrowed a connection has ended without givin
 leak               WARNING a borrowed connection was garbage, and is closed; ``site``, ``held``
 nested             WARNING a borrower asked for a second connection while it held one; ``site``, ``outer``
 deadlock           ERROR   all connections were held by those who waited for one; ``sites``
+session_pinned     WARNING a facade keeps a session for what a statement leaves in it; ``what``, ``site``
 blocks_event_loop  WARNING a thread that runs an event loop had to wait; ``site``
 stray_statement    WARNING a prepared statement met another session, once; ``sqlstate``, ``hint``
 closed_in_use      WARNING the pool was closed and cut connections that were in use; ``sites``

@@ -94,7 +94,8 @@ class PoolOptions:
     """What is done to a connection between two borrowers; see `connpool.reset`.
 
     "rollback" ends an open transaction and puts the driver's settings back; "full" restores the session
-    as well; "none" sends nothing, and closes what would need it.  Or a callable, or a list.
+    as well; "tracked" does so unless a facade has seen that it was not altered; "none" sends nothing, and
+    closes what would need it.  Or a callable, or a list.
     """
 
     reset_timeout: float | None = 5.0
@@ -203,6 +204,11 @@ class PoolOptions:
             raise ValueError(f'reset={self.reset!r}: {meets}; use "rollback", "none" or a callable')
         if self.require is not None:
             raise ValueError(f"require={self.require!r}: {meets}; the proxy decides which server it is")
+
+    @property
+    def reset_policy(self) -> str:
+        """The name of the policy; ``custom`` if it has none."""
+        return self.reset if isinstance(self.reset, str) else "custom"
 
     def apart(self) -> dict[str, Any]:
         """Return the options of the pool of dedicated connections beside a pool with these."""

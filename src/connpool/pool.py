@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar, cast
 
 from . import borrowers
-from .adapter import Adapter, Credentials, adapter_for_url
+from .adapter import Adapter, Credentials, Verdict, adapter_for_url
 from .advice import Advice, advise
 from .behind import Proxy
 from .borrowers import threads
@@ -27,7 +27,7 @@ from .engine.operations import Ending, Flow
 from .engine.records import Entry
 from .engine.upkeep import CLOSE_GRACE
 from .errors import PoolMisuse
-from .events import Event
+from .events import WARNING, Event
 from .guard import Loan, guard, loan_of, site, unwrap
 from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout, ping_after_of
 from .reset import Policy
@@ -159,6 +159,79 @@ class _BareLease(Lease[C]):
     _ending: ClassVar[Ending] = "rollback"
 
 
+class Turns(Lease[C]):
+    """A lease for who borrows and gives back in turns: what `ConnectionPool.turns` returns.
+
+    ``__enter__`` begins a turn and ``__exit__`` ends it, any number of times, each as warm as
+    `ConnectionPool.connection`.  A turn never commits: what is left open is rolled back.
+    """
+
+    __slots__ = ()
+    _ending: ClassVar[Ending] = "rollback"
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a turn has begun and has not ended."""
+        return self._entry is not None
+
+    def verdict(self) -> Verdict:
+        """Judge the connection by local state alone, as its return would.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        entry = self._in_turn()
+        judge = entry.verdict
+        return cast("Verdict", judge(entry.conn, entry.baseline))
+
+    def sees_transactions(self) -> bool:
+        """Tell whether `verdict` can tell an open transaction from none, for this driver.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        self._in_turn()
+        adapter = self._pool._flows.adapter
+        return adapter is not None and adapter.sees_transactions
+
+    def note_caller(self) -> None:
+        """Note the user's line as the one that holds the connection: for turns that last.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        self._in_turn()
+        self._note_caller()
+
+    def discard(self) -> None:
+        """Have the connection closed at the end of the turn: its session must serve nobody else.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        entry = self._in_turn()
+        entry.doomed = entry.doomed or Reason.RESET
+        entry.warm_until = -inf  # sends its release to the flows
+
+    def count_pin(self) -> None:
+        """Count this turn among `PoolStats.pins`: its session stays with its user."""
+        self._pool._core.pinned()
+
+    def spare_reset(self) -> None:
+        """Say that this turn has left the session as it was: ``reset="tracked"`` sends nothing then.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        self._in_turn().spared = True
+
+    def _in_turn(self) -> Entry[C]:
+        entry = self._entry
+        if entry is None:
+            raise PoolMisuse(f"no turn lasts (pool {self._pool.name!r})")
+        return entry
+
+
 class _Transaction(Lease[C]):
     """A lease whose block is one transaction, on autocommit connections too."""
 
@@ -244,8 +317,8 @@ class ConnectionPool(Generic[C]):
         keepalive: Seconds without a word after which an idle connection's server is pinged, off the callers'
             path.  ``None``: never.
         max_uses: Times a connection is lent before it is replaced.  ``None``: any number.
-        reset: What is done to a connection between two borrowers: ``"rollback"``, ``"full"``, ``"none"``, a
-            callable, or a list of callables and parts; see `connpool.reset`.
+        reset: What is done to a connection between two borrowers: ``"rollback"``, ``"full"``, ``"tracked"``,
+            ``"none"``, a callable, or a list of callables and parts; see `connpool.reset`.
         reset_timeout: Seconds that a return may take, COMMIT not counted, and a ping.  ``None``: no limit.
         commit_timeout: Seconds that the COMMIT at the end of a block may take; then the connection is cut and
             `PoolTimeout` says that the outcome is unknown.  ``None``: no limit.
@@ -452,6 +525,28 @@ class ConnectionPool(Generic[C]):
         self._follow_up()
         return conn
 
+    def turns(self, timeout: float | Default | None = DEFAULT) -> Turns[C]:
+        """Return a lease for who borrows and gives back many times: for frameworks.
+
+        It is entered and exited in turns, and owns the connection in between: where the lease becomes
+        garbage, the connection comes back and is closed, whatever its type.  Same arguments and errors
+        as `connection`, at each ``__enter__``.  With `debug` it lends bare connections all the same.
+        """
+        lease: Turns[C] = Turns()
+        self._lease(lease, timeout)
+        return lease
+
+    def tell(self, name: str, text: str, *, level: int = WARNING, **fields: object) -> None:
+        """Tell the log and the observers of an event, limited as the pool's own are: for integrations.
+
+        Args:
+            name: What kind of event: one of `connpool.events`, or a name of your own.
+            text: What happened, in one line, without secrets.
+            level: As in `logging`.
+            fields: What the text is made of.
+        """
+        self._run(self._flows.tell(name, text, level, **fields))
+
     def dedicated(self, timeout: float | Default | None = DEFAULT) -> Lease[C]:
         """Lend a new connection that is nobody else's before or after, for one ``with`` block.
 
@@ -470,6 +565,26 @@ class ConnectionPool(Generic[C]):
             elif self._core.suspended:  # so does `suspend`
                 apart.suspend()
         return apart.connection(timeout)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: nothing is lent any more."""
+        return self._core.closed
+
+    @property
+    def adapter(self) -> Adapter[C] | None:
+        """What the pool knows of its driver; ``None`` until a callable's first connection tells."""
+        return self._flows.adapter
+
+    @property
+    def reset_policy(self) -> str:
+        """The policy that was chosen: ``rollback``, ``full``, ``tracked``, ``none``, or ``custom``."""
+        return self._options.reset_policy
+
+    @property
+    def resets_sessions(self) -> bool:
+        """Whether the policy makes a session what it was at connect, whatever was left in it."""
+        return self._flows.restores
 
     # -- the pool as a whole -------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 
     reset="rollback"                      # an open transaction is rolled back; else nothing is sent
     reset="full"                          # and the session is as it was at connect
+    reset="tracked"                       # the same, unless a facade has seen that nothing was altered
     reset="none"                          # nothing is ever sent
     reset=clear_tenant                    # a rollback if one is due, then clear_tenant(conn)
     reset=[reset.unlock, reset.unlisten, clear_tenant]
@@ -71,6 +72,9 @@ class Part(StrEnum):
 
 rollback: Final = Part.ROLLBACK
 full: Final = Part.FULL
+RESTORING: Final = frozenset((Part.FULL, Part.DISCARD_ALL, Part.RESET_CONNECTION))
+"""The parts after which nothing of a session is left."""
+
 discard_all: Final = Part.DISCARD_ALL
 close_cursors: Final = Part.CLOSE_CURSORS
 reset_role: Final = Part.RESET_ROLE
@@ -84,7 +88,7 @@ discard_sequences: Final = Part.DISCARD_SEQUENCES
 reset_connection: Final = Part.RESET_CONNECTION
 
 Action: TypeAlias = Part | Callable[[Any], object]
-Policy: TypeAlias = Literal["rollback", "full", "none"] | Action | Sequence[Action | str]
+Policy: TypeAlias = Literal["rollback", "full", "tracked", "none"] | Action | Sequence[Action | str]
 """What ``reset=`` accepts."""
 
 Steps: TypeAlias = tuple[tuple[Part, ...] | Callable[[Any], object], ...]
@@ -107,7 +111,9 @@ def steps(policy: Policy) -> Steps | None:
         return None
     found: list[tuple[Part, ...] | Callable[[Any], object]] = []
     for action in actions:
-        if isinstance(action, str):
+        if action == "tracked" and single:
+            found.append((Part.FULL,))
+        elif isinstance(action, str):
             try:
                 part = Part(action)
             except ValueError:
@@ -127,6 +133,6 @@ def steps(policy: Policy) -> Steps | None:
 
 
 _WANTED: Final = (
-    'must be "rollback", "full", "none", a callable with a connection, or a list of callables and parts: '
-    + ", ".join(Part)
+    'must be "rollback", "full", "tracked", "none", a callable with a connection, or a list of callables and'
+    " parts: " + ", ".join(Part)
 )

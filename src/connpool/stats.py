@@ -180,6 +180,7 @@ class Totals:
     unavailable: int = 0
     deadlocks: int = 0
     rollbacks: int = 0
+    pins: int = 0
     resets: int = 0
     reset_failures: int = 0
     peak_size: int = 0
@@ -270,12 +271,14 @@ class PoolStats:
     """Connections discarded because their borrower had lost them: ``discards["lost"]``."""
     rollbacks: int
     """Rollbacks that the pool made for a borrower who left a transaction open."""
+    pins: int
+    """Sessions that facades have kept until their ``close()``, for what a statement left in them."""
     resets: int
     """Resets, by the parts and callables of a policy, that connections came through."""
     reset_failures: int
     """Resets and rollbacks that failed; the connections were closed."""
     reset_policy: str
-    """The policy that was chosen: ``rollback``, ``full``, ``none``, or ``custom``."""
+    """The policy that was chosen: ``rollback``, ``full``, ``tracked``, ``none``, or ``custom``."""
     dedicated: int
     """Connections outside of the rotation, from `ConnectionPool.dedicated`; they are no part of the size."""
     wait: Histogram

@@ -469,6 +469,24 @@ def test_rows_that_end_with_an_error_are_dirty(lend: Callable[..., Lent]) -> Non
     cursor.close()
 
 
+def test_an_error_after_the_columns_leaves_it_dirty_and_usable(
+    mariadb: MariaDB, mariadb_database: str, lend: Callable[..., Lent]
+) -> None:
+    lent = lend(PyMySQLAdapter(**mariadb.params_for(database=mariadb_database), autocommit=True))
+    run(lent.conn, "create table u (a int unique)")
+    run(lent.conn, "insert into u values (1)")
+    run(lent.conn, "begin")
+    run(lent.conn, "insert into u values (2)")
+    with pytest.raises(pymysql.err.IntegrityError):
+        # MariaDB describes the rows that are to come, and then says that none will.
+        run(lent.conn, "insert into u values (1) returning a")
+    assert lent.verdict() is Verdict.DIRTY
+    assert run(lent.conn, "select count(*) from u") == [(2,)]
+    lent.adapter.rollback(lent.conn, LIMIT)
+    assert lent.verdict() is Verdict.CLEAN
+    assert run(lent.conn, "select count(*) from u") == [(1,)]
+
+
 @contextlib.contextmanager
 def autocommit_switched_off_at_login(server: MariaDB) -> Iterator[None]:
     """As the example for ``init_connect`` in MySQL's manual does it."""

@@ -49,6 +49,7 @@ def samples(stats):
         "connpool_dials_total": stats.dials,
         "connpool_opened_total": stats.opened,
         "connpool_rollbacks_total": stats.rollbacks,
+        "connpool_pins_total": stats.pins,
         "connpool_resets_total": stats.resets,
         "connpool_reset_failures_total": stats.reset_failures,
     }

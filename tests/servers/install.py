@@ -15,11 +15,12 @@ from typing import Final
 from servers.process import ServerError
 
 # Of MariaDB the packages without a service; mariadb-install-db calls my_print_defaults, which its
-# own package does not bring. OpenSSL only makes certificates.
+# own package does not bring. OpenSSL only makes certificates, and mysqldump copies databases.
 PACKAGES: Final = {
     "mariadbd": "mariadb-server-core",
     "mariadb-install-db": "mariadb-server-core",
     "my_print_defaults": "mariadb-client-core",
+    "mysqldump": "mariadb-client",
     "pgbouncer": "pgbouncer",
     "openssl": "openssl",
 }

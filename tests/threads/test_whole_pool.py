@@ -178,6 +178,13 @@ def test_wrong_credentials_are_not_waited_for(server):
         pool.wait_ready(None)
 
 
+def test_a_pool_knows_that_it_is_closed(server):
+    pool = ConnectionPool(FakeAdapter(server))
+    assert not pool.closed
+    pool.close()
+    assert pool.closed
+
+
 def test_a_closed_pool_is_never_ready(server):
     pool = ConnectionPool(FakeAdapter(server))
     pool.close()

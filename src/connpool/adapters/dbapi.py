@@ -29,6 +29,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, MutableSequence
+from contextlib import AbstractContextManager
 from operator import attrgetter, methodcaller
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, NamedTuple
@@ -530,7 +531,7 @@ class DBAPIAdapter(Adapter[Any]):
 
     def ping(self, conn: Any, limit: float | None) -> None:
         """Run `ping_statement` and leave no transaction behind."""
-        with self._within(conn, limit):
+        with self.within(conn, limit):
             if self._known.ping is not None:
                 self._known.ping(conn)
             else:
@@ -553,7 +554,7 @@ class DBAPIAdapter(Adapter[Any]):
 
     def _ask(self, conn: Any, question: Callable[[Any], object] | None, limit: float | None) -> object:
         """Return an answer, leaving the transaction as it was; ``None`` if the server does not know."""
-        with self._within(conn, limit):
+        with self.within(conn, limit):
             if question is None:
                 return None
             known, answer = self._known, None
@@ -585,7 +586,7 @@ class DBAPIAdapter(Adapter[Any]):
     def rollback(self, conn: Any, limit: float | None) -> None:
         """Roll back, like `commit`; shut the socket down if that takes longer than *limit*."""
         self._begun.discard(id(conn))
-        with self._within(conn, limit):
+        with self.within(conn, limit):
             conn.rollback()
             self._end(conn, "ROLLBACK", required=False)
 
@@ -617,7 +618,7 @@ class DBAPIAdapter(Adapter[Any]):
         _reclaim(conn, baseline)
         altered = any(_setting(conn, name) != value for name, value in settings.items())
         if altered or (state is not None and baseline.verdicts.get(state(conn)) is _ALTERED):
-            with self._within(conn, limit):
+            with self.within(conn, limit):
                 self._known.put_back(conn, settings)
         _empty(baseline)
 
@@ -628,7 +629,7 @@ class DBAPIAdapter(Adapter[Any]):
         known = self._known
         assert known.reset is not None, "no parts are known without it"
         self._begun.discard(id(conn))
-        with self._within(conn, limit):
+        with self.within(conn, limit):
             _reclaim(conn, baseline)
             conn.rollback()
             self._end(conn, "ROLLBACK", required=False)
@@ -653,7 +654,7 @@ class DBAPIAdapter(Adapter[Any]):
             return
         self._forget(conn)
         try:
-            with self._within(conn, limit):
+            with self.within(conn, limit):
                 conn.close()
         except Exception:
             # Closed twice, or gone: PEP 249 lets drivers raise either way, and the socket ends with
@@ -737,7 +738,11 @@ class DBAPIAdapter(Adapter[Any]):
         self._aborted.pop(id(conn), None)
         self._aborted.sweep()
 
-    def _within(self, conn: Any, limit: float | None) -> _Within:
+    def within(self, conn: Any, limit: float | None) -> AbstractContextManager[None]:
+        """Return a block in which the driver's calls on *conn* have *limit* seconds: for subclasses.
+
+        Then the socket is shut down, and the block raises `TimeoutError`.
+        """
         self._aborted.refuse_kept(conn)
         return _Within(_descriptor(conn) if self._has_socket else None, limit)
 

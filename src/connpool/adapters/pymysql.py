@@ -68,7 +68,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pymysql import err
 from pymysql.connections import Connection, MySQLResult
-from pymysql.constants import COMMAND, CR, SERVER_STATUS
+from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
 from pymysql.protocol import OKPacketWrapper
 
 from connpool.adapter import Fault, Verdict
@@ -356,10 +356,13 @@ def _pooled(base: type[Any]) -> type[Any]:
                 if last[0].is_eof_packet():  # the end of the columns, or of the rows
                     self.server_status = int.from_bytes(last[0].get_bytes(3, 2), "little")
                 return affected
-            except err.MySQLError:
+            except err.MySQLError as exc:
                 if self._sock is None:
                     self.server_status = known  # what the server was doing, this error tells
                 else:
+                    if _is_last_word(exc) and type(self._next_seq_id) is int:
+                        # It came in place of further rows, as after the columns of an INSERT ... RETURNING.
+                        self._next_seq_id = _ANSWERED
                     # In two steps: up to the first one there is no call, so no interrupt can strike.
                     self.server_status = known | _IN_TRANS
                     self.server_status = _Doubtful(self.server_status)
@@ -417,6 +420,12 @@ def _plant_new(conn: Any) -> None:
     """
     if conn._result is None and conn._next_seq_id == _ANSWERED:
         _plant(conn)
+
+
+def _is_last_word(exc: err.MySQLError) -> bool:
+    """Tell an error of the server's, after which nothing comes, from one of PyMySQL's own."""
+    code = exc.args[0] if exc.args else None
+    return isinstance(code, int) and code != ER.FILE_NOT_FOUND and not 2000 <= code < 3000
 
 
 class _Abandoned(MySQLResult):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ..adapter import Adapter, Fault, Verdict
 from ..errors import PoolMisuse, PoolTimeout
-from ..reset import steps
+from ..reset import RESTORING, steps
 from .core import Core
 from .explaining import Explaining
 from .operations import Call, Flow, Step, Watch
@@ -24,6 +24,8 @@ class Calling(Explaining[C]):
         super().__init__(core, name, clock, people)
         self._steps = steps(core.options.reset)
         self._parts = tuple(part for step in self._steps or () if isinstance(step, tuple) for part in step)
+        # Whether they leave nothing of a session, whatever was done to it.
+        self.restores = not RESTORING.isdisjoint(self._parts)
 
     # -- calls and their errors ----------------------------------------------------------------------
 

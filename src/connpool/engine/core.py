@@ -1010,6 +1010,11 @@ class Core(Generic[C]):
         self.totals.rollbacks += 1
 
     @locked
+    def pinned(self) -> None:
+        """Count a session that is kept for one user."""
+        self.totals.pins += 1
+
+    @locked
     def was_reset(self, seconds: float, *, steps: bool, failed: bool) -> None:
         """Count a return that took more than a verdict."""
         self.totals.resets += steps and not failed
@@ -1082,9 +1087,10 @@ class Core(Generic[C]):
             discards=totals.discards.copy(),
             leaks=totals.discards[Reason.LOST],
             rollbacks=totals.rollbacks,
+            pins=totals.pins,
             resets=totals.resets,
             reset_failures=totals.reset_failures,
-            reset_policy=self.options.reset if isinstance(self.options.reset, str) else "custom",
+            reset_policy=self.options.reset_policy,
             dedicated=dedicated,
             wait=wait,
             use=use,

@@ -160,7 +160,7 @@ class Explaining(Generic[C]):
         if not self._told_blocking and people.blocks():
             self._told_blocking = True
             site = self._where(waiter.site)
-            yield from self._tell(
+            yield from self.tell(
                 "blocks_event_loop",
                 f"{site} had to wait for a connection in a thread that runs an event loop: all its tasks "
                 "wait with it; use AsyncConnectionPool, or a thread",
@@ -173,7 +173,7 @@ class Explaining(Generic[C]):
         if core.deadlocked(waiter) is not Refusal.LEFT:
             return  # settled meanwhile
         text = f"all {len(borrows)} connections are held by those who wait for another one"
-        yield from self._tell(
+        yield from self.tell(
             "deadlock", f"{text}:{diagnosis.in_one_line(holders)}", ERROR, sites=[h.site for h in holders]
         )
         hint = "borrow one connection at a time, pass it on, or raise max_size above the number of borrowers"
@@ -192,13 +192,13 @@ class Explaining(Generic[C]):
         lines = (outer.site, waiter.site)
         if lines not in core.nestings and len(core.nestings) < _LINES:
             core.nestings.add(lines)
-            yield from self._tell(
+            yield from self.tell(
                 "nested", f"{text}: enough such borrowers at a time would deadlock", site=site, outer=before
             )
 
     # -- events --------------------------------------------------------------------------------------
 
-    def _tell(self, name: str, text: str, level: int = WARNING, **fields: object) -> Flow[None]:
+    def tell(self, name: str, text: str, level: int = WARNING, **fields: object) -> Flow[None]:
         """Tell the operator, unless he was told too often of the same."""
         # Each leak has a line of its own, and costs a dial, which keeps them few.
         left_out = 0 if name == "leak" else self._throttle.passes(name, self._clock())
@@ -220,24 +220,24 @@ class Explaining(Generic[C]):
                 assert isinstance(what, BaseException)
                 fault = core.last_fault or Fault.ORDINARY
                 text = f"a connection could not be opened: {self._said(what)}"
-                yield from self._tell(name, text, error=type(what).__name__, fault=fault.value)
+                yield from self.tell(name, text, error=type(what).__name__, fault=fault.value)
             elif name == "dial_recovered":
                 seconds = self._clock() - core.failing_since
                 text = f"connections can be opened again, after {what} failures in {seconds:.2g} s"
-                yield from self._tell(name, text, INFO, failures=what, seconds=seconds)
+                yield from self.tell(name, text, INFO, failures=what, seconds=seconds)
             elif name == "session_lost":
                 text = f"a session was lost ({what}): each idle connection is looked at before it is lent"
-                yield from self._tell(name, text, reason=str(what))
+                yield from self.tell(name, text, reason=str(what))
             else:
                 where = self._where(cast("Site", what))
                 text = f"a connection borrowed by {where} was lost without being given back: it is closed"
-                yield from self._tell(name, text, site=where)
+                yield from self.tell(name, text, site=where)
 
     def _tell_of_return(self, slot: Slot, held: float) -> Flow[None]:
         """Tell that a connection is back of which was told that it was held for long."""
         site = self._where(None if slot.code is None else (slot.code, slot.lasti))
         text = f"{site} has given its connection back after {held:.3g} s"
-        yield from self._tell("long_hold_over", text, INFO, site=site, held=held)
+        yield from self.tell("long_hold_over", text, INFO, site=site, held=held)
 
     def _look_for_strays(self, error: Exception) -> Flow[None]:
         """Tell, once, of prepared statements that met another session: that is what poolers do to them."""
@@ -255,7 +255,7 @@ class Explaining(Generic[C]):
         sqlstate, meaning = found
         text = f"{meaning} (SQLSTATE {sqlstate}): {hint}"
         error.add_note(text)
-        yield from self._tell("stray_statement", text, sqlstate=sqlstate, hint=hint)
+        yield from self.tell("stray_statement", text, sqlstate=sqlstate, hint=hint)
 
     def _look_at_borrowers(self) -> Flow[None]:
         """Tell of what is held for long, and of borrowers that have ended."""
@@ -266,14 +266,14 @@ class Explaining(Generic[C]):
             site, held = self._where(borrow.site), now - borrow.since
             who = self._people.name(borrow.owner) or f"a {self._people.kind} that has ended"
             text = f"{site} in {who} has held a connection for {held:.3g} s"
-            yield from self._tell("long_hold", text, site=site, held=held, holder=who)
+            yield from self.tell("long_hold", text, site=site, held=held, holder=who)
         for borrow in core.borrows():
             if not borrow.slot.orphaned and self._people.name(borrow.owner) is None:
                 borrow.slot.orphaned = True
                 site, held = self._where(borrow.site), now - borrow.since
                 kind = self._people.kind
                 text = f"the {kind} that borrowed at {site} ended without giving back; it had {held:.3g} s"
-                yield from self._tell("thread_ended", text, site=site, held=held)
+                yield from self.tell("thread_ended", text, site=site, held=held)
 
 
 def _within(timeout: float | None, waited: float) -> str:

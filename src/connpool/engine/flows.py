@@ -216,7 +216,7 @@ class Flows(Returning[C]):
             self._abort(conn)
         self._cut = True
         if conns:
-            yield from self._tell(
+            yield from self.tell(
                 "closed_in_use",
                 f"it was closed while {len(conns)} of its connections were still in use, which were cut:"
                 f"{diagnosis.in_one_line(holders)}",

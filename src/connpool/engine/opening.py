@@ -258,7 +258,7 @@ class Opening(Freshness[C]):
         entry.idle_limit = seconds * upkeep.SERVER_MARGIN
         if not self._told and (options.idle_timeout is None or options.idle_timeout > entry.idle_limit):
             self._told = True
-            yield from self._tell(
+            yield from self.tell(
                 "server_limit",
                 f"idle connections are closed after {entry.idle_limit:g} s in place of "
                 f"idle_timeout={options.idle_timeout!r}: their server ends them after {seconds:g} s",

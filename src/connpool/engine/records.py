@@ -149,6 +149,7 @@ class Entry(Generic[C]):
         "ping_every",
         "proven_at",
         "slot",
+        "spared",
         "verdict",
         "warm_until",
     )
@@ -162,6 +163,7 @@ class Entry(Generic[C]):
         self.baseline: object = None  # the adapter's, for its verdict
         self.memory: object = None  # the adapter's, for its resets
         self.pending: object = None  # the adapter's: a reset was sent, its answer is still to be read
+        self.spared = False  # its borrower has seen to it that nothing needs a reset
         self.doomed: Reason | None = None  # set by evict, resize, shut; never cleared
         self.check_at = 0.0  # look closer from here; written by the holder only
         self.expires = inf  # its lifetime ends here

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from ..adapter import Adapter, Fault, Verdict
 from ..errors import PoolError, PoolMisuse, PoolTimeout
-from ..reset import Part
+from ..reset import Part, Steps
 from ..stats import Reason
 from .freshness import UNFIT
 from .opening import Opening
@@ -63,10 +63,12 @@ class Returning(Opening[C]):
             reason = yield from self._blame(entry, adapter, verdict, blamed)
             if reason is None:
                 began = self._clock()
-                reason, complaint = yield from self._reset(entry, adapter, verdict, blamed)
-                if verdict < Verdict.BROKEN and (self._steps or verdict != Verdict.CLEAN):
+                steps = () if entry.spared else self._steps or ()
+                entry.spared = False
+                reason, complaint = yield from self._reset(entry, adapter, verdict, steps, blamed)
+                if verdict < Verdict.BROKEN and (steps or verdict != Verdict.CLEAN):
                     failed = reason in _RESET_FAILED
-                    core.was_reset(self._clock() - began, steps=bool(self._steps), failed=failed)
+                    core.was_reset(self._clock() - began, steps=bool(steps), failed=failed)
         except BaseException:
             entry.holds.append(held)
             core.retire(entry, Reason.BROKEN, self._clock())
@@ -154,13 +156,18 @@ class Returning(Opening[C]):
         return None if writable else Reason.DEMOTED
 
     def _reset(
-        self, entry: Entry[C], adapter: Adapter[C], verdict: Verdict, error: BaseException | None
+        self,
+        entry: Entry[C],
+        adapter: Adapter[C],
+        verdict: Verdict,
+        steps: Steps,
+        error: BaseException | None,
     ) -> Flow[tuple[Reason | None, Exception | None]]:
         """Make an entry fit for the next borrower.
 
         Return why that failed, or ``None``; and what a function of the user's raised, or ``None``.
         """
-        options, steps = self.core.options, self._steps or ()
+        options = self.core.options
         if verdict >= Verdict.BROKEN:
             return Reason.SPENT if verdict == Verdict.SPENT else Reason.BROKEN, None
         unseen = verdict == Verdict.DIRTY and not adapter.sees_transactions

@@ -38,6 +38,7 @@ FIGURES: Final[tuple[tuple[Family, str, str, Callable[[PoolStats], float]], ...]
     (Counter, "connpool_dials_total", "Dials begun.", lambda s: s.dials),
     (Counter, "connpool_opened_total", "Connections that a dial delivered.", lambda s: s.opened),
     (Counter, "connpool_rollbacks_total", "Rollbacks made for borrowers.", lambda s: s.rollbacks),
+    (Counter, "connpool_pins_total", "Sessions that facades have kept.", lambda s: s.pins),
     (Counter, "connpool_resets_total", "Resets that connections came through.", lambda s: s.resets),
     (
         Counter,

@@ -1,0 +1,1 @@
+"""Django on SQLite."""
