@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 # Every repetition is possessive (`*+`): no text, however broken, costs more than a pass or two.
@@ -47,23 +48,41 @@ _MYSQL_NUMBER: Final = (
 _OTHER: Final = r"""[^A-Za-z0-9_\x80-\U0010ffff"'`\[();,$%:@=#.]++|\."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lexer:
     """How one server reads."""
 
-    words: re.Pattern[str]
-    suspects: re.Pattern[str]
-    """What makes the slower look for comments worth it."""
-    opening: re.Pattern[str]
-    """Skips what is no comment, and ends with what opens one."""
-    inside: re.Pattern[str]
-    """The same within MySQL's executable comments, where ``*/`` ends one."""
-    line_end: re.Pattern[str]
-    """What ends a comment that began with ``--``."""
+    patterns: tuple[str, str, str, str, str]
+    """Compiled when they are needed: all of all servers take a quarter of a second."""
     nested: bool
     """Whether comments nest."""
     otherwise: Lexer | None = None
     """The same for a session in which ``\\`` means the other thing in a literal."""
+
+    @cached_property
+    def words(self) -> re.Pattern[str]:
+        """A word, after what is none."""
+        return re.compile(self.patterns[0], re.DOTALL)
+
+    @cached_property
+    def suspects(self) -> re.Pattern[str]:
+        """What makes the slower look for comments worth it."""
+        return re.compile(self.patterns[1])
+
+    @cached_property
+    def opening(self) -> re.Pattern[str]:
+        """Skips what is no comment, and ends with what opens one."""
+        return re.compile(self.patterns[2], re.DOTALL)
+
+    @cached_property
+    def inside(self) -> re.Pattern[str]:
+        """The same within MySQL's executable comments, where ``*/`` ends one."""
+        return re.compile(self.patterns[3], re.DOTALL)
+
+    @cached_property
+    def line_end(self) -> re.Pattern[str]:
+        """What ends a comment that began with ``--``."""
+        return re.compile(self.patterns[4])
 
     def cut(self, text: str, *, executed: bool = True) -> list[str]:
         """Return the words of a text; `executed` tells whether MySQL's ``/*! ... */`` is."""
@@ -142,15 +161,9 @@ def _lexer(
     name = f"(?:{_WORD}|{names})"
     chain = rf"[uU]&{_DOUBLE}|{name}(?:{_SPACE}\.{_SPACE}{name})*+|[0-9]++{_WORD}"
     words = rf"(?:{skipped})*+({chain}|\({_SPACE}\)|[();,=]|{more}|\Z)"
-    return Lexer(
-        re.compile(words, re.DOTALL),
-        re.compile(comments),
-        re.compile(_up_to(comments, literals, names), re.DOTALL),
-        re.compile(_up_to(rf"{comments}|\*/", literals, names), re.DOTALL),
-        re.compile(line_end),
-        nested,
-        otherwise,
-    )
+    opening = _up_to(comments, literals, names)
+    inside = _up_to(rf"{comments}|\*/", literals, names)
+    return Lexer((words, comments, opening, inside, line_end), nested, otherwise)
 
 
 def _up_to(marks: str, literals: str, names: str) -> str:
