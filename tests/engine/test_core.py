@@ -1808,3 +1808,9 @@ def test_lost_bare_connection_does_not_take_along_another_that_has_got_its_id() 
     assert first not in core.slots
     assert core.bare[second.bare].slot is second
     assert core.take_bare(other) is not None
+
+
+def test_sessions_that_are_kept_for_one_user_are_counted() -> None:
+    core = make_core()
+    core.pinned()
+    assert core.snapshot("test", NOW).pins == 1
