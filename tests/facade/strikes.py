@@ -47,7 +47,8 @@ def run(driver: str, arguments: dict[str, Any]) -> dict[str, int]:
     signal.signal(signal.SIGALRM, strike)
     for number in range(STATEMENTS):
         conn = single if number % 2 else several
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00001, 0.0006))
+        # From the first bytecodes to long after a dial.
+        signal.setitimer(signal.ITIMER_REAL, 10 ** chance.uniform(-5, -1.5))
         try:
             counts["wrong"] += ask(conn, number) != number
             counts["answered"] += 1
