@@ -120,7 +120,7 @@ def measure(view: View, contender: Contender, server: Any, warm: float, seconds:
 
 
 def run(views: list[View], wanted: list[str] | None, *, quick: bool, command: str) -> dict[str, Any]:
-    rounds, warm, seconds = (1, 3.0, 3.0) if quick else (3, 4.0, 8.0)
+    rounds, warm, seconds = (1, 3.0, 4.0) if quick else (3, 3.0, 6.0)
     versions = {contender.name: contender.version for contender in CONTENDERS}
     results: dict[str, Any] = {
         "format": 1,

@@ -146,10 +146,7 @@ def lock_leases() -> None:
     """
     Lease.__enter__ = _enter_by_flow  # type: ignore[method-assign] # that is the purpose
     Lease.__exit__ = _exit_by_flow  # type: ignore[method-assign] # that is the purpose
-
-
-if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    lock_leases()
+    Turns.__exit__ = _exit_by_flow  # type: ignore[method-assign] # that is the purpose
 
 
 class _BareLease(Lease[C]):
@@ -168,6 +165,35 @@ class Turns(Lease[C]):
 
     __slots__ = ()
     _ending: ClassVar[Ending] = "rollback"
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        entry, pool = self._entry, self._pool
+        if entry is not None and entry.spared and exc_type is None:
+            # No reset is owed, so the end is as warm as a lease's, by the same steps in the same order.
+            verdict = entry.verdict
+            now = clock()
+            check_at = now + pool._look_after_turns
+            if not verdict(entry.conn, entry.baseline) and check_at < entry.warm_until:
+                self._entry = None
+                entry.spared = False
+                entry.idle_since = now
+                entry.check_at = check_at
+                entry.slot.owner = None
+                entry.holds.append(now - entry.lent_at)
+                try:
+                    if len(entry.holds) >= entry.batch:
+                        pool._core.fold(entry)
+                    pool._idle.append(entry)  # publish ...
+                    if (pool._waiters or entry.doomed) and pool._core.rematch(entry):  # ... then look
+                        pool._follow_up()
+                except BaseException:
+                    # Struck between the two: whoever parked meanwhile must not sleep through it.
+                    pool._core.rematch(entry)
+                    raise
+                return
+        super().__exit__(exc_type, exc, traceback)
 
     @property
     def lasts(self) -> bool:
@@ -230,6 +256,10 @@ class Turns(Lease[C]):
         if entry is None:
             raise PoolMisuse(f"no turn lasts (pool {self._pool.name!r})")
         return entry
+
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    lock_leases()
 
 
 class _Transaction(Lease[C]):
@@ -424,6 +454,8 @@ class ConnectionPool(Generic[C]):
         )
         # For ever, if each return is a flow's: the warm path then finds none that is within its lifetime.
         self._look_after = self._flows.look_after if self._flows.warm else inf
+        hooked = options.on_acquire is not None or options.on_release is not None
+        self._look_after_turns = inf if hooked else self._flows.look_after  # of those that owe no reset
         self._debug = debug
         self._source = source
         self._runner = ThreadRunner(self._core, self._flows.follow_up, self._flows.upkeep, options.observers)

@@ -80,7 +80,19 @@ def by_hand(pool: Any, dirty: bool) -> None:
         pool.release(conn)
 
 
-FORMS = {"with": by_block, "acquire": by_hand}
+def by_turns(pool: Any, dirty: bool) -> None:
+    turn = pool.turns()
+    conn = turn.__enter__()
+    try:
+        if dirty:
+            conn.execute("insert")
+        else:
+            turn.spare_reset()
+    finally:
+        turn.__exit__(None, None, None)
+
+
+FORMS = {"with": by_block, "acquire": by_hand, "turns": by_turns}
 
 
 class Caller:
@@ -206,9 +218,10 @@ def main() -> None:
     threading.Thread.start = start  # type: ignore[method-assign]
 
     server, form, moment = FakeServer(), FORMS[asked.form], random.Random(asked.seed)
-    pool: Any = (
-        NaivePool(server) if asked.pool == "naive" else ConnectionPool(FakeAdapter(server), max_size=SIZE)
-    )
+    pool: Any = NaivePool(server)
+    if asked.pool == "pool":
+        reset = "tracked" if asked.form == "turns" else "rollback"
+        pool = ConnectionPool(FakeAdapter(server), max_size=SIZE, reset=reset)
 
     def borrow(dirty: bool) -> None:
         try:

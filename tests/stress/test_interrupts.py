@@ -39,7 +39,7 @@ def struck(pool: str, form: str, where: str, strikes: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["threads", "main"])
-@pytest.mark.parametrize("form", ["with", "acquire"])
+@pytest.mark.parametrize("form", ["with", "acquire", "turns"])
 def test_no_place_is_lost_to_strikes(form: str, where: str) -> None:
     left = struck("pool", form, where, STRIKES)
     assert left["lack"] == 0, "not all connections could be acquired within 1 s"
