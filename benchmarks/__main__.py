@@ -192,7 +192,7 @@ def main() -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"what to run, of {', '.join(NAMES)} (default: all); or: report RESULTS.json, docs RESULTS.json",
+        help=f"what to run, of {', '.join(NAMES)} (default: all); or: report FILE, or docs FILE ...",
     )
     parser.add_argument("--quick", action="store_true", help="few rounds; figures are rough")
     parser.add_argument(
@@ -209,13 +209,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.names and options.names[0] in ("report", "docs"):
-        if len(options.names) != 2:
-            parser.error(f"{options.names[0]} needs one results file")
-        results = json.loads(Path(options.names[1]).read_text())
-        if options.names[0] == "docs":
-            report.update_docs(results)
+        what, *files = options.names
+        if not files or (what == "report" and len(files) > 1):
+            parser.error(f"{what} needs {'one results file' if what == 'report' else 'results files'}")
+        runs = [json.loads(Path(file).read_text()) for file in files]
+        if what == "docs":
+            report.update_docs(runs)
         else:
-            print(report.markdown(results))
+            print(report.markdown(runs[0]))
         return
     wanted = [name.strip() for name in options.contenders.split(";")] if options.contenders else None
     if unknown := [name for name in options.names if name not in NAMES] + [

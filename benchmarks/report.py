@@ -104,17 +104,29 @@ def grid(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def update_docs(results: dict[str, Any], pages: Path = PAGES, pictures: Path = PICTURES) -> None:
-    """Draw the pictures and replace the generated part of each page whose benchmarks were run."""
+def update_docs(runs: list[dict[str, Any]], pages: Path = PAGES, pictures: Path = PICTURES) -> None:
+    """Draw the pictures and replace the generated part of each page whose benchmarks were run.
+
+    A benchmark is shown from the last of the *runs* that has it; each run tells of its own conditions.
+    """
     from . import plots
 
-    shown = plots.draw(results, pictures)
+    last = {name: results for results in runs for name in results["benchmarks"]}
+    shown = plots.draw(
+        {"benchmarks": {name: run["benchmarks"][name] for name, run in last.items()}}, pictures
+    )
     for page in (COMPARED, *APART.values()):
-        its = {
-            name: cases for name, cases in results["benchmarks"].items() if APART.get(name, COMPARED) == page
-        }
-        if its:
-            replace_figures(pages / page, markdown({**results, "benchmarks": its}, level=3, pictures=shown))
+        bodies = []
+        for results in reversed(runs):
+            its = {
+                name: cases
+                for name, cases in results["benchmarks"].items()
+                if last[name] is results and APART.get(name, COMPARED) == page
+            }
+            if its:
+                bodies.append(markdown({**results, "benchmarks": its}, level=3, pictures=shown))
+        if bodies:
+            replace_figures(pages / page, "\n\n".join(bodies))
 
 
 def replace_figures(page: Path, body: str) -> None:
