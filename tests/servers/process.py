@@ -386,7 +386,9 @@ class Server(ABC):
     def _environment(self) -> Mapping[str, str]:
         # Nothing of ours, such as PGDATA or MYSQL_HOME; messages in English, because we read them.
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-        return {"PATH": path, "HOME": str(self.directory), "LC_ALL": "C", "TZ": "UTC"}
+        # In a shared one a MariaDB that starts removes the temporary tables of another.
+        places = dict.fromkeys(("HOME", "TMPDIR"), str(self.directory))
+        return {**places, "PATH": path, "LC_ALL": "C", "TZ": "UTC"}
 
     def _run(self, *command: str | Path) -> None:
         """Run a program to its end, under the server's account."""
