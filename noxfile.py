@@ -20,8 +20,6 @@ RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 QUICK = "not stress and not chaos and not server and not bytecode"
 # Two at a time, each with its own servers, a class or a module at once.
 TOGETHER = ("-n", "2", "--dist", "loadscope")
-# Who waits for servers leaves the processors to others.
-WAITING = ("-n", "3", "--dist", "loadscope")
 
 # Prove rules that no interpreter changes, or the tests themselves: once is enough.
 ONCE = [f"--ignore=tests/engine/test_{name}.py" for name in ("machine", "model", "mutations", "simulation")]
@@ -103,9 +101,9 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *TOGETHER, "-m", QUICK)
         session.run("coverage", "run", "-m", "pytest", *ONCE, "-m", QUICK, "tests/engine")
         session.run("coverage", "report", "--include=*/engine/*", "--fail-under=100")
-        session.run("pytest", *WAITING, "-m", "server and not stress and not chaos and not bytecode")
+        session.run("pytest", *TOGETHER, "-m", "server and not stress and not chaos and not bytecode")
         # What waits for servers to come back may do so side by side; what loads the machine stays alone.
-        session.run("pytest", *WAITING, "-m", "chaos and not stress and not bytecode")
+        session.run("pytest", *TOGETHER, "-m", "chaos and not stress and not bytecode")
         session.run("pytest", "-m", "stress and not bytecode")
 
 
