@@ -93,7 +93,7 @@ def counting(server: Any, name: Server) -> Iterator[Callable[[], int]]:
         yield count
 
 
-def measure(view: View, contender: Contender, server: Any, warm: float, seconds: float) -> dict[str, Any]:
+def measure(view: View, contender: Contender, server: Any, warm: int, seconds: int) -> dict[str, Any]:
     """Serve the site with one contender, load it, and say how that went."""
     port = servers.free_port()
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def measure(view: View, contender: Contender, server: Any, warm: float, seconds:
 
 
 def run(views: list[View], wanted: list[str] | None, *, quick: bool, command: str) -> dict[str, Any]:
-    rounds, warm, seconds = (1, 3.0, 4.0) if quick else (3, 3.0, 6.0)
+    rounds, warm, seconds = (1, 3, 4) if quick else (3, 2, 5)
     versions = {contender.name: contender.version for contender in CONTENDERS}
     results: dict[str, Any] = {
         "format": 1,

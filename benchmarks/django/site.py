@@ -98,12 +98,12 @@ def _end(process: "subprocess.Popen[bytes]", master: psutil.Process) -> None:
 # -- the clients
 
 
-def ask(site: Site, path: str, clients: int, seconds: float) -> dict[str, float]:
+def ask(site: Site, path: str, clients: int, seconds: int) -> dict[str, float]:
     """Have so many clients ask for pages, one after the other each; return what wrk counted."""
     program = shutil.which("wrk")
     if program is None:
         raise SystemExit("the load is made by wrk, which is not installed: apt-get install wrk")
-    command = [program, "--threads=1", f"--connections={clients}", f"--duration={seconds:g}s"]
+    command = [program, "--threads=1", f"--connections={clients}", f"--duration={seconds}s"]
     command += [f"--timeout={LATE:g}s", f"--script={SCRIPT}", f"{site.address}/{path}"]
     # As nginx does it by default.  A connection that is kept would stay with the worker that accepted it.
     command += ["--header=Connection: close"]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .contenders import BUILT_IN, CONTENDERS, OURS, PGBOUNCER_KEPT, SQLALCHEMY, TRANSACTION, Contender, Server
+from .contenders import BUILT_IN, CONTENDERS, OURS, SQLALCHEMY, TRANSACTION, Contender, Server
 from .site import WORKERS
 
 
@@ -29,7 +29,7 @@ class View:
         return self.size * WORKERS
 
 
-POOLS = (SQLALCHEMY, BUILT_IN, PGBOUNCER_KEPT, *OURS)
+POOLS = (BUILT_IN, *OURS)
 
 VIEWS = [
     View("rows, PostgreSQL", "one query of ten rows; 100 clients", "rows", 100, 5, "PostgreSQL"),
