@@ -10,7 +10,7 @@ from .figures import Demand, Table
 PAGES = ROOT / "docs" / "explanation"
 COMPARED, APART = "compared.md", {"outage": "outages.md"}  # the page of most benchmarks, and of the others
 PICTURES = ROOT / "docs" / "_static" / "benchmarks"
-BEGIN = "<!-- figures: written by `python -m benchmarks docs RESULTS.json` -->"
+BEGIN = "<!-- figures: written by a command, see benchmarks/report.py -->"
 END = "<!-- end of figures -->"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,12 @@ class Databases:
 
 def connect(server: Any, name: Server) -> Any:
     return psycopg.connect(**server.params) if name == "PostgreSQL" else pymysql.connect(**server.params)
+
+
+def pgbouncer_version() -> str:
+    program = servers.install.require("pgbouncer")
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.split()[1]  # PgBouncer 1.18.0
 
 
 @contextmanager
@@ -150,6 +157,8 @@ def run(views: list[View], wanted: list[str] | None, *, quick: bool, command: st
                 measured.append(round_)
             results["benchmarks"][view.name] = {"order": [c.name for c in field], "rounds": measured}
         results["software"] |= databases.versions()
+        if any(contender.through_pgbouncer for view in views for contender in view.contenders):
+            results["software"]["PgBouncer"] = pgbouncer_version()
     results["load_after"] = environment.load()
     return results
 

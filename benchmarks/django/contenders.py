@@ -68,8 +68,8 @@ def _contenders(server: Server, backend: str) -> list[Contender]:
         Contender("CONN_MAX_AGE=0", server, plain, {"CONN_MAX_AGE": 0}),
         Contender("CONN_MAX_AGE=600", server, plain, {"CONN_MAX_AGE": 600}),
         Contender(SQLALCHEMY, server, sqlalchemy, {"POOL_OPTIONS": sized}, SQLALCHEMY),
-        Contender(SESSION, server, ours, {"OPTIONS": {"pool": session}}),
-        Contender(TRANSACTION, server, ours, {"OPTIONS": {"pool": transaction}}),
+        Contender(SESSION, server, ours, {"OPTIONS": {"pool": session}}, "connpool"),
+        Contender(TRANSACTION, server, ours, {"OPTIONS": {"pool": transaction}}, "connpool"),
     ]
 
 

@@ -43,13 +43,13 @@ def configurations(results: dict[str, Any]) -> Table:
         [
             contender.name,
             contender.server,
-            results["contenders"][contender.name],
+            f"{contender.distribution} {results['contenders'][contender.name]}",
             f"`{contender.configuration}`",
         ]
         for contender in CONTENDERS
         if contender.name in results["contenders"]
     ]
-    return Table("contenders", ["", "server", "version", "in `DATABASES`"], rows)
+    return Table("contenders", ["", "server", "of", "in `DATABASES`"], rows)
 
 
 def table(case: Case) -> Table:

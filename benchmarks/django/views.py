@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .contenders import BUILT_IN, CONTENDERS, OURS, SQLALCHEMY, TRANSACTION, Contender, Server
+from .contenders import BUILT_IN, CONTENDERS, OURS, SQLALCHEMY, Contender, Server
 from .site import WORKERS
 
 
@@ -51,5 +51,3 @@ BEST_SHARE = 0.95
 """Of the best contender's requests, connpool serves at least this share."""
 TIMES_BUILT_IN = 4.0
 """With a pause between queries, transaction pooling serves at least so many times the built-in pool's."""
-
-__all__ = ["BEST_SHARE", "TIMES_BUILT_IN", "TRANSACTION", "VIEWS", "View"]

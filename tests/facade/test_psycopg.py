@@ -1,7 +1,6 @@
 """What psycopg has beyond PEP 249, in transaction mode: it works, and holds the session while it must."""
 
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row, tuple_row
 from psycopg.types.json import Jsonb, set_json_loads
+from servers import PostgreSQL, wait_until
 
 from connpool import PoolMisuse
 from facade.sites import Site, SiteOf
@@ -221,9 +221,14 @@ def test_handlers_and_notifications_pin(conn: Any, in_use: Any) -> None:
     conn.close()
 
 
-def test_cancel_ends_the_statement_and_the_session(conn: Any, module: Any, in_use: Any) -> None:
+def test_cancel_ends_the_statement_and_the_session(conn: Any, in_use: Any, postgresql: PostgreSQL) -> None:
     before = pid(conn)
-    thread = threading.Thread(target=lambda: (time.sleep(0.1), conn.cancel_safe()))
+
+    def cancel() -> None:
+        wait_until(lambda: any("pg_sleep(10)" in session.query for session in postgresql.census()))
+        conn.cancel_safe()
+
+    thread = threading.Thread(target=cancel)
     thread.start()
     with pytest.raises(psycopg.errors.QueryCanceled):
         conn.execute("select pg_sleep(10)")

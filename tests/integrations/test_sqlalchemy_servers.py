@@ -414,7 +414,7 @@ class TestSessions:
         threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
         for thread in threads:
             thread.start()
-        time.sleep(1.5)
+        wait_until(lambda: min(served) >= 50, 20.0, "everybody is served fifty times")
         stop.set()
         for thread in threads:
             thread.join()

@@ -41,6 +41,21 @@ def test_two_turns_at_a_time_are_refused(pool):
         lease.__enter__()
 
 
+def test_turn_that_owes_no_reset_takes_no_flow(server, monkeypatch):
+    with ConnectionPool(FakeAdapter(server), max_size=1, reset="tracked") as pool:
+        lease, by_flow = pool.turns(), []
+        with lease:
+            pass
+        ends = pool._exit
+        monkeypatch.setattr(pool, "_exit", lambda *args: (by_flow.append(args), ends(*args)))
+        for spared in (True, False, True):
+            with lease:
+                if spared:
+                    lease.spare_reset()
+        assert len(by_flow) == 1
+        assert pool.stats().resets == 2
+
+
 def test_questions_outside_of_a_turn_are_refused(pool):
     lease = pool.turns()
     for question in (
