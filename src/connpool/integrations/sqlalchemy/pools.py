@@ -170,11 +170,11 @@ class ConnPool(Pool):
     ) -> None:
         """Replace every connection that is as old as one whose server has gone."""
         record = getattr(connection, "_connection_record", None)
+        if _checkin and getattr(connection, "is_valid", False):
+            connection.invalidate(exception)  # listeners hear of it before they hear of what replaces it
         if record is None or self._evicted_at < record.starttime:
             self._evicted_at = time.time()  # what SQLAlchemy's records are stamped with
             self.connection_pool.evict()
-        if _checkin and getattr(connection, "is_valid", False):
-            connection.invalidate(exception)
 
     def recreate(self) -> ConnPool:
         """Make another pool with the same arguments."""
