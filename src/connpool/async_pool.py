@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
 from weakref import ref
 
+from . import borrowers
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
 from .advice import Advice, advise
 from .behind import Proxy
@@ -109,10 +110,9 @@ class Lease(Generic[C]):
     # -- end of warm path
 
     def _note_caller(self) -> None:
-        """Note who has borrowed, where ours is the frame that awaits `__aenter__`."""
+        """Note the user's line, where it is one of ours that awaits `__aenter__`."""
         assert self._entry is not None
-        slot = self._entry.slot
-        slot.code, slot.lasti = tasks.here() or (None, 0)
+        borrowers.note(self._entry.slot, _getframe(1))
 
     if not TYPE_CHECKING:
 
@@ -578,8 +578,9 @@ class AsyncConnectionPool(Generic[C]):
         lease._entry = None  # the flow owns it while it looks
         timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
         timeout, deadline = limits(timeout)
+        asked = borrowers.site(_getframe(2))
         # The flow has noted its end, and here its owner is noted: nothing can be cancelled in between.
-        entry = lease._entry = await self._run(self._flows.acquire(candidate, timeout, deadline))
+        entry = lease._entry = await self._run(self._flows.acquire(candidate, timeout, deadline, asked))
         return entry.conn
 
     async def _begin(self, lease: Lease[C]) -> None:

@@ -19,6 +19,8 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
+from .engine.records import Site, Slot
+
 _THROUGH = frozenset(
     [
         *("connpool", "contextlib", "asyncio", "concurrent", "threading"),
@@ -30,15 +32,36 @@ _THROUGH = frozenset(
 """Packages whose frames are looked through: who uses them is whose line is wanted."""
 
 
+_modules: set[str] = set()
+"""Those of their modules that were met: a framework's frames are many, and looked at for each borrow."""
+
+
 def caller(frame: FrameType | None) -> FrameType | None:
     """Return the nearest frame of the user's own code, from *frame* outwards; ``None`` if there is none."""
-    while frame is not None and _top(frame) in _THROUGH:
+    while frame is not None:
+        name: str = frame.f_globals.get("__name__") or ""
+        if name not in _modules:
+            if name.partition(".")[0] not in _THROUGH:
+                break
+            _modules.add(name)
         frame = frame.f_back
     return frame
 
 
-def _top(frame: FrameType) -> str:
-    return (frame.f_globals.get("__name__") or "").partition(".")[0]
+_HERE = os.path.join(os.path.dirname(caller.__code__.co_filename), "")  # noqa: PTH118, PTH120 -- text
+
+
+def site(frame: FrameType) -> Site | None:
+    """Return the place in the user's own code that led to a frame."""
+    found = caller(frame)
+    return found and (found.f_code, found.f_lasti)
+
+
+def note(slot: Slot, frame: FrameType) -> None:
+    """Note the user's place that led to a frame, unless it is noted: the warm path notes its own caller."""
+    code = slot.code
+    if code is None or code.co_filename.startswith(_HERE):
+        slot.code, slot.lasti = site(frame) or (None, 0)
 
 
 def line(code: CodeType, lasti: int) -> int:
@@ -61,6 +84,8 @@ def _short(path: str) -> str:
     longest = max((root for root in roots if path.startswith(root)), key=len, default="")
     return path[len(longest) :].replace("\\", "/")
 
+
+_GEVENT = "gevent.monkey"
 
 present: Callable[[], object] = threading.get_ident
 """Return what stands for the present borrower; replaced by `Threads.me`, so look it up at use."""
@@ -88,14 +113,9 @@ class Threads:
         this is early enough to find that gevent has patched `threading`, also after our import.
         """
         global present  # noqa: PLW0603 -- an attribute of an object would cost the warm path more
-        if present is not _present_greenlet and _is_patched():
+        if _GEVENT in sys.modules and present is not _present_greenlet and _is_patched():
             present = _present_greenlet
         return present()
-
-    def here(self) -> tuple[CodeType, int] | None:
-        """Return the present borrower's place in his own code."""
-        frame = caller(sys._getframe(1))
-        return frame and (frame.f_code, frame.f_lasti)
 
     def name(self, owner: object) -> str | None:
         """Return what a borrower is called; ``None`` if it has ended."""
@@ -139,6 +159,8 @@ class Threads:
         if asyncio is not None and asyncio._get_running_loop() is not None:
             return True
         hub: Any = sys.modules.get("gevent.hub")
+        if hub is None:
+            return False
         loop = getattr(hub, "Hub", None)  # missing while it is being imported
         return loop is not None and isinstance(hub.getcurrent().parent, loop) and not _is_patched()
 
@@ -157,7 +179,7 @@ class Threads:
 
 def _is_patched() -> bool:
     """Tell whether gevent has patched `threading`; it is not imported for that."""
-    asked = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    asked = getattr(sys.modules.get(_GEVENT), "is_module_patched", None)
     return asked is not None and asked("threading")
 
 

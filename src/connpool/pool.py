@@ -108,10 +108,9 @@ class Lease(Generic[C]):
     # -- end of warm path
 
     def _note_caller(self) -> None:
-        """Note who has borrowed, where ours is the frame that called `__enter__`."""
+        """Note the user's line, where it is one of ours that called `__enter__`."""
         assert self._entry is not None
-        slot = self._entry.slot
-        slot.code, slot.lasti = threads.here() or (None, 0)
+        borrowers.note(self._entry.slot, _getframe(1))
 
     if not TYPE_CHECKING:
 
@@ -139,6 +138,10 @@ def _exit_by_flow(
     lease._pool._exit(lease, exc)
 
 
+def _end_by_flow(turns: Turns[C], entry: Entry[C]) -> bool:  # noqa: ARG001 -- the signature of _end
+    return False
+
+
 def lock_leases() -> None:
     """Let every lease take the flows, whose steps run under the lock.
 
@@ -146,7 +149,7 @@ def lock_leases() -> None:
     """
     Lease.__enter__ = _enter_by_flow  # type: ignore[method-assign] # that is the purpose
     Lease.__exit__ = _exit_by_flow  # type: ignore[method-assign] # that is the purpose
-    Turns.__exit__ = _exit_by_flow  # type: ignore[method-assign] # that is the purpose
+    Turns._end = _end_by_flow  # type: ignore[method-assign, assignment] # that is the purpose
 
 
 class _BareLease(Lease[C]):
@@ -169,31 +172,52 @@ class Turns(Lease[C]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        entry, pool = self._entry, self._pool
+        entry = self._entry
         if entry is not None and entry.spared and exc_type is None:
-            # No reset is owed, so the end is as warm as a lease's, by the same steps in the same order.
             verdict = entry.verdict
-            now = clock()
-            check_at = now + pool._look_after_turns
-            if not verdict(entry.conn, entry.baseline) and check_at < entry.warm_until:
-                self._entry = None
-                entry.spared = False
-                entry.idle_since = now
-                entry.check_at = check_at
-                entry.slot.owner = None
-                entry.holds.append(now - entry.lent_at)
-                try:
-                    if len(entry.holds) >= entry.batch:
-                        pool._core.fold(entry)
-                    pool._idle.append(entry)  # publish ...
-                    if (pool._waiters or entry.doomed) and pool._core.rematch(entry):  # ... then look
-                        pool._follow_up()
-                except BaseException:
-                    # Struck between the two: whoever parked meanwhile must not sleep through it.
-                    pool._core.rematch(entry)
-                    raise
+            if not verdict(entry.conn, entry.baseline) and self._end(entry):
                 return
         super().__exit__(exc_type, exc, traceback)
+
+    def _end(self, entry: Entry[C]) -> bool:
+        """End a turn that is at rest and owes no reset as a lease does: the same steps in the same order."""
+        pool = self._pool
+        now = clock()
+        check_at = now + pool._look_after_turns
+        if check_at >= entry.warm_until:
+            return False
+        self._entry = None
+        entry.spared = False
+        entry.idle_since = now
+        entry.check_at = check_at
+        entry.slot.owner = None
+        holds = entry.holds
+        holds.append(now - entry.lent_at)
+        try:
+            if len(holds) >= entry.batch:
+                pool._core.fold(entry)
+            pool._idle.append(entry)  # publish ...
+            if (pool._waiters or entry.doomed) and pool._core.rematch(entry):  # ... then look
+                pool._follow_up()
+        except BaseException:
+            # Struck between the two: whoever parked meanwhile must not sleep through it.
+            pool._core.rematch(entry)
+            raise
+        return True
+
+    def end(self, *, spare: bool) -> None:
+        """End a turn whose connection was just judged, and found `Verdict.CLEAN`.
+
+        Args:
+            spare: The session is as it was, and is owed no reset: see `spare_reset`.
+
+        Raises:
+            PoolMisuse: No turn lasts.
+        """
+        entry = self._in_turn()
+        entry.spared = spare
+        if not (spare and self._end(entry)):
+            super().__exit__(None, None, None)
 
     @property
     def lasts(self) -> bool:
@@ -774,7 +798,8 @@ class ConnectionPool(Generic[C]):
         lease._entry = None  # the flow owns it while it looks
         timeout = getattr(lease, "_timeout", self._options.acquire_timeout)
         timeout, deadline = limits(timeout)
-        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline))
+        asked = borrowers.site(_getframe(2))
+        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline, asked))
         return entry.conn
 
     def _unguarded(self, method: str, conn: C) -> tuple[C, Loan | None]:

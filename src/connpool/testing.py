@@ -609,10 +609,6 @@ class FakePeople:
         """Return who acts."""
         return self.owner
 
-    def here(self) -> Site | None:
-        """Return where he is."""
-        return self.site
-
     def name(self, owner: object) -> str | None:
         """Return what somebody is called."""
         return None if owner in self.ended else str(owner)
@@ -701,7 +697,7 @@ class Simulation:
         if not core.waiters and core.idle:
             candidate = core.idle.pop()
         deadline = None if timeout is None else self.now + timeout
-        task = self.spawn(self.flows.acquire(candidate, timeout, deadline), "acquire")
+        task = self.spawn(self.flows.acquire(candidate, timeout, deadline, None), "acquire")
         del candidate
 
         def lend(task: Task[Entry[FakeConnection]]) -> None:

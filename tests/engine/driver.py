@@ -310,7 +310,7 @@ class World:
         """Acquire as a lease does: a candidate from the stack unless somebody waits."""
         candidate = self.core.idle.pop() if self.core.idle and not self.core.waiters else None
         deadline = None if timeout is None else self.now + timeout
-        return self.hold(self.flows.acquire(candidate, timeout, deadline))
+        return self.hold(self.flows.acquire(candidate, timeout, deadline, self.people.site))
 
     def release(
         self, entry: Entry[Any], error: BaseException | None = None, ending: Ending = "commit"

@@ -306,7 +306,7 @@ def test_entry_that_is_lent_twice_is_noticed() -> None:
     task = still.simulation.acquire(5.0)
     still.simulation.run(30.0)
     assert task.result is not None
-    flow = still.simulation.flows.acquire(task.result, 5.0, 35.0)
+    flow = still.simulation.flows.acquire(task.result, 5.0, 35.0, None)
     task.result.check_at = float("inf")
     again = still.simulation.spawn(flow, "again")
     again.callbacks.extend(task.callbacks)

@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import threading
 
 import pytest
+from servers import wait_until
 
 from connpool import ConnectionPool, PoolMisuse, Verdict
 from connpool.events import Event
@@ -54,6 +56,37 @@ def test_turn_that_owes_no_reset_takes_no_flow(server, monkeypatch):
                     lease.spare_reset()
         assert len(by_flow) == 1
         assert pool.stats().resets == 2
+
+
+def test_turn_that_was_judged_ends_without_a_second_look(server, monkeypatch):
+    with ConnectionPool(FakeAdapter(server), max_size=1, reset="tracked") as pool:
+        lease = pool.turns()
+        for spared in (True, False, True):
+            lease.__enter__()
+            assert lease.verdict() is Verdict.CLEAN
+            lease.end(spare=spared)
+            assert not lease.lasts
+        assert pool.stats().resets == 1
+        assert pool.stats().releases == 3
+        lease.__enter__()
+        lease.discard()  # by another thread, say
+        lease.end(spare=True)
+        assert pool.stats().discards["reset"] == 1
+        with pytest.raises(PoolMisuse, match="no turn lasts"):
+            lease.end(spare=True)
+
+
+def test_turn_that_ends_hands_over(server):
+    with ConnectionPool(FakeAdapter(server), max_size=1, reset="tracked") as pool:
+        lease, served = pool.turns(), []
+        conn = lease.__enter__()
+        waiting = threading.Thread(target=lambda: served.append(pool.acquire(timeout=10)))
+        waiting.start()
+        wait_until(lambda: pool.stats().waiting)
+        lease.end(spare=True)
+        waiting.join(10)
+        assert served == [conn]
+        pool.release(conn)
 
 
 def test_questions_outside_of_a_turn_are_refused(pool):

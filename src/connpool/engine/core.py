@@ -55,6 +55,7 @@ from collections.abc import Callable
 from functools import wraps
 from itertools import count
 from math import inf
+from operator import attrgetter
 from typing import Concatenate, Final, Generic, ParamSpec, TypeVar
 
 from ..adapter import Fault
@@ -78,6 +79,8 @@ _DEATHS: Final = frozenset({Reason.DEAD, Reason.SILENT, Reason.BROKEN, Reason.RE
 _LOSSES: Final = frozenset({Reason.DEAD, Reason.SILENT})
 """Reasons for which the server is asked about each connection that has not been heard of since."""
 
+
+_OWNER: Final = attrgetter("owner")
 
 _TOLD: Final = frozenset({Reason.DEAD, Reason.SILENT, Reason.DEMOTED})
 """Reasons that the operator wants to hear of."""
@@ -182,9 +185,7 @@ class Core(Generic[C]):
             self._fold_waits()
         if waiter.ticket is None:
             bound = self.options.max_waiting
-            room = max(0, self.max_size - self.available())  # they wait for a dial, not for each other
-            served = self.idle and not self.suspended
-            if bound is not None and self._waiting() >= bound + room and not served:
+            if bound is not None and len(waiters) >= bound and self._is_crowded(bound):
                 self.totals.overloads += 1
                 waiter.outcome = Refusal.OVERLOADED
                 return waiter.outcome
@@ -196,10 +197,20 @@ class Core(Generic[C]):
             place -= 1  # it was here before: its candidate turned out to be dead
         waiters.insert(place, waiter)
         if not self.idle or self.suspended:
-            self.totals.peak_in_use = max(self.totals.peak_in_use, self._in_use())
-            self.totals.peak_waiting = max(self.totals.peak_waiting, self._waiting())
+            totals = self.totals
+            if totals.peak_in_use < self.max_size:
+                totals.peak_in_use = max(totals.peak_in_use, self._in_use())
+            if totals.peak_waiting < len(waiters):
+                totals.peak_waiting = max(totals.peak_waiting, self._waiting())
         self._match()
         return waiter.outcome
+
+    def _is_crowded(self, bound: int) -> bool:
+        """Tell whether as many wait as may.  Lock held."""
+        if self.idle and not self.suspended:
+            return False
+        room = max(0, self.max_size - self.available())  # they wait for a dial, not for each other
+        return self._waiting() >= bound + room
 
     @locked
     def leave(self, waiter: Waiter, *, timed_out: bool = False) -> object:
@@ -258,7 +269,7 @@ class Core(Generic[C]):
         while waiters:
             head = waiters[0]
             if head.outcome is None:
-                if head is self._gate:
+                if head is self._gate or not self.idle:
                     return
                 entry = self._pop_idle()
                 if entry is None:
@@ -784,9 +795,12 @@ class Core(Generic[C]):
                 self.waiters.popleft()
             self._match()
 
-    @locked
     def hopeless(self, deadline: float) -> bool:
         """Tell whether nobody can be served before an instant: nothing is there, and no dial will be."""
+        return self.retry_at > deadline and self._hopeless(deadline)
+
+    @locked
+    def _hopeless(self, deadline: float) -> bool:
         nothing = len(self.slots) == len(self.closing)
         return nothing and self.retry_at > deadline and not self.suspended
 
@@ -951,16 +965,21 @@ class Core(Generic[C]):
                 found.append(Borrow(slot, slot.owner, site, entry.lent_at, slot.bare in self.bare))
         return found
 
+    def has(self, owner: object) -> bool:
+        """Tell whether a borrower may have a connection; for himself, who is the only one to change it.
+
+        Most have none when they ask for one, so this takes no lock, and looks at nobody who waits.
+        """
+        return owner in map(_OWNER, self.slots.copy())
+
     @locked
     def standoff(self, waiter: Waiter) -> list[Borrow]:
         """Return all borrows if everything is lent to those who wait; else nothing.
 
-        It can only come about when somebody who holds a connection begins to wait.
+        It can only come about when somebody who has a connection begins to wait: see `has`.
         """
         if self.suspended or len(self.slots) < self.max_size:
             return []
-        if all(slot.owner != waiter.owner for slot in self.slots):
-            return []  # the usual end: nobody looks at ten thousand waiters each time one more comes
         borrows = self._borrows()
         waiting = {other.owner for other in self.waiters if other.outcome is None and other is not self._gate}
         mine = any(borrow.owner == waiter.owner for borrow in borrows)
@@ -977,8 +996,6 @@ class Core(Generic[C]):
     @locked
     def held_by(self, owner: object) -> list[Borrow]:
         """Return what a borrower has."""
-        if all(slot.owner != owner for slot in self.slots):
-            return []
         return [borrow for borrow in self._borrows() if borrow.owner == owner]
 
     @locked

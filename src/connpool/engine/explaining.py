@@ -154,18 +154,20 @@ class Explaining(Generic[C]):
     def _snapshot(self) -> PoolStats:
         return self.core.snapshot(self.name, self._clock())
 
-    def _look_before_parking(self, waiter: Waiter) -> Flow[None]:
+    def _tell_of_blocking(self, waiter: Waiter) -> Flow[None]:
+        """Tell, once, that others are held up who do not wait."""
+        self._told_blocking = True
+        site = self._where(waiter.site)
+        yield from self.tell(
+            "blocks_event_loop",
+            f"{site} had to wait for a connection in a thread that runs an event loop: all its tasks "
+            "wait with it; use AsyncConnectionPool, or a thread",
+            site=site,
+        )
+
+    def _look_for_deadlock(self, waiter: Waiter) -> Flow[None]:
         """Raise if waiting is in vain, because everything is lent to those who wait."""
         core, people = self.core, self._people
-        if not self._told_blocking and people.blocks():
-            self._told_blocking = True
-            site = self._where(waiter.site)
-            yield from self.tell(
-                "blocks_event_loop",
-                f"{site} had to wait for a connection in a thread that runs an event loop: all its tasks "
-                "wait with it; use AsyncConnectionPool, or a thread",
-                site=site,
-            )
         borrows = core.standoff(waiter)
         if not borrows or not all(borrow.is_in(people) for borrow in borrows):
             return

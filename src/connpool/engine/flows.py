@@ -26,7 +26,7 @@ from ..stats import Reason
 from . import diagnosis, upkeep
 from .core import Core
 from .operations import Flow, Park, Step
-from .records import Entry, People, Refusal, Waiter, Watcher
+from .records import Entry, People, Refusal, Site, Waiter, Watcher
 from .returning import Returning
 
 C = TypeVar("C")
@@ -75,42 +75,47 @@ class Flows(Returning[C]):
     # -- acquire -------------------------------------------------------------------------------------
 
     def acquire(
-        self, candidate: Entry[C] | None, timeout: float | None, deadline: float | None
+        self, candidate: Entry[C] | None, timeout: float | None, deadline: float | None, site: Site | None
     ) -> Flow[Entry[C]]:
         """Come by an entry that is fit to be lent; *candidate* is one to look at first.
 
-        *timeout* is what the caller asked for, *deadline* the instant that follows from it.  A caller
-        whose candidate turns out to be dead keeps its place in line.
+        *timeout* is what the caller asked for, *deadline* the instant that follows from it, *site* where
+        he asked.  A caller whose candidate turns out to be dead keeps its place in line.
         """
         core, people = self.core, self._people
         began = self._clock()
         waiter = self._waiter()
-        waiter.owner, waiter.site, waiter.since = people.me(), people.here(), began
+        waiter.owner, waiter.site, waiter.since = people.me(), site, began
         entry, candidate = candidate, None
         try:
             if entry is not None:
                 entry.slot.validating = True
                 core.number(waiter)  # its place in line counts from now
-            if core.options.nested != "allow":
+            nests = core.has(waiter.owner)
+            if nests and core.options.nested != "allow":
                 yield from self._look_for_nesting(waiter)
             while True:
+                reason = failure = None
                 if entry is None:
-                    entry = yield from self._queued(waiter, began, timeout, deadline)
+                    entry = yield from self._queued(waiter, began, timeout, deadline, nests=nests)
+                now = self._clock()
+                if not self._is_fit(entry, now):
                     entry.slot.validating = True
-                reason = yield from self._check(entry, deadline)
-                failure = None
-                if reason is None:
-                    until = None if deadline is None else max(deadline, self._clock() + upkeep.ANSWER_GRACE)
-                    failure = yield from self._hook(entry, Step.ON_ACQUIRE, core.options.on_acquire, until)
-                    if failure is None:
-                        slot = entry.slot
-                        slot.code, slot.lasti = waiter.site or (None, 0)
-                        entry.lent_at = self._clock()
-                        slot.validating = False
-                        slot.owner = waiter.owner
-                        return entry
-                    reason = Reason.HOOK
-                core.retire(entry, reason, self._clock())
+                    reason = yield from self._check(entry, deadline)
+                    if reason is None and core.options.on_acquire is not None:
+                        until = None if deadline is None else max(deadline, now + upkeep.ANSWER_GRACE)
+                        failure = yield from self._hook(
+                            entry, Step.ON_ACQUIRE, core.options.on_acquire, until
+                        )
+                    now = self._clock()
+                if reason is None and failure is None:
+                    slot = entry.slot
+                    slot.code, slot.lasti = waiter.site or (None, 0)
+                    entry.lent_at = now
+                    slot.validating = False
+                    slot.owner = waiter.owner
+                    return entry
+                core.retire(entry, reason or Reason.HOOK, now)
                 entry = None
                 if failure is not None:
                     try:
@@ -144,10 +149,13 @@ class Flows(Returning[C]):
         return twin
 
     def _queued(
-        self, waiter: Waiter, began: float, timeout: float | None, deadline: float | None
+        self, waiter: Waiter, began: float, timeout: float | None, deadline: float | None, *, nests: bool
     ) -> Flow[Entry[C]]:
-        """Queue, and wait for an entry or for the reason why there is none."""
-        core = self.core
+        """Queue, and wait for an entry or for the reason why there is none.
+
+        *nests* says that the caller has a connection: he may be one of those who wait for each other.
+        """
+        core, people = self.core, self._people
         outcome = core.queue(waiter)
         queued, looking, parked = outcome is None, False, False
         while outcome is None:
@@ -162,7 +170,10 @@ class Flows(Returning[C]):
                     break
                 if not parked:
                     parked = True
-                    yield from self._look_before_parking(waiter)
+                    if not self._told_blocking and people.blocks():
+                        yield from self._tell_of_blocking(waiter)
+                    if nests:
+                        yield from self._look_for_deadlock(waiter)
                 yield Park(waiter, deadline)
                 if waiter.outcome is None:
                     # The deadline, or one of the looks that a parked thread takes by itself.

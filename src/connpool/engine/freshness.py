@@ -37,9 +37,14 @@ class Freshness(Calling[C]):
         options = core.options
         self.look_after = upkeep.first_look(options.probe_after, options.ping_after, options.max_lifetime)
 
+    def _is_fit(self, entry: Entry[C], now: float) -> bool:
+        """Tell whether an entry may be lent without a closer look, as the warm path would lend it."""
+        self._wake_up()
+        known = now < entry.check_at and now < entry.warm_until
+        return known and now >= self.core.alarmed_until and not entry.doomed
+
     def _check(self, entry: Entry[C], deadline: float | None) -> Flow[Reason | None]:
         """Return why an entry must not be lent, or ``None``; the cheapest question comes first."""
-        self._wake_up()
         if entry.doomed:
             return entry.doomed
         if self._clock() >= entry.expires:

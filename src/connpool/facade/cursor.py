@@ -194,8 +194,9 @@ class Cursor:
 
     def fetchmany(self, *size: int, **named: int) -> Any:
         """Return some rows: `arraysize` if no size is given."""
-        size = (*size, *named.values())
-        return self._step("fetchmany", *size) if self._live else self._read().fetchmany(*size)
+        if self._live:
+            return self._step("fetchmany", *size, *named.values())
+        return self._read().fetchmany(*size, **named)
 
     def fetchall(self) -> Any:
         """Return all rows that are left."""

@@ -54,6 +54,7 @@ class Link:
         "__weakref__",
         "_carrier",
         "_fresh",
+        "_kept_at_first",
         "_lease",
         "_noted",
         "_open_cursors",
@@ -110,6 +111,13 @@ class Link:
         self._carrier = Carrier(pool, options, driver) if carries else None
         if options.autocommit is not None:
             driver.keep_autocommit(self, options.autocommit)
+        self._kept_at_first = dict(self.kept)
+
+    def is_as_new(self) -> bool:
+        """Tell whether nothing is borrowed, lost or kept: no other link would serve differently."""
+        if self.real is not None or self.closed or self.lost is not None or self._lease.lasts:
+            return False
+        return self.kept == self._kept_at_first and not self.local
 
     # -- a statement -----------------------------------------------------------------------------------
 
@@ -236,7 +244,12 @@ class Link:
 
     def _settle(self) -> None:
         verdict = self._lease.verdict()
-        if verdict <= _ALTERED:
+        if not (verdict or self._undo or self._open_cursors or self._carrier is not None):
+            self.real = None  # as in _go_home: there is nothing to be left behind
+            self.in_transaction = False
+            altered, self.altered = self.altered, False
+            self._lease.end(spare=self._tracks and not altered)
+        elif verdict <= _ALTERED:
             self._go_home()
         elif verdict < _BROKEN and not self._lease.sees_transactions():
             if not self.in_transaction:
