@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.db import IntegrityError, InterfaceError, OperationalError, connections, transaction
+from psycopg.rows import dict_row
 from servers import MariaDB, PostgreSQL
 
 from connpool import PoolMisuse
@@ -235,6 +236,88 @@ def test_a_pool_that_was_closed_is_followed_by_another(pooled: Any) -> None:
     pooled.pool.close()
     assert items(pooled).count() == 1
     pooled.close()
+
+
+# -- from one request to the next
+
+
+def test_a_connection_that_has_nothing_serves_the_next_request(pooled: Any) -> None:
+    items(pooled).count()
+    mine = pooled.connection
+    for _ in range(2):
+        end_of_request(pooled)
+        end_of_request(pooled)  # Django asks before the next one, too
+        assert pooled.connection is mine
+        with transaction.atomic(using=pooled.alias):
+            items(pooled).count()
+    with pytest.raises(ZeroDivisionError), transaction.atomic(using=pooled.alias):
+        items(pooled).count()
+        raise ZeroDivisionError
+    end_of_request(pooled)
+    assert pooled.connection is mine
+    pooled.close()
+    assert pooled.connection is None
+
+
+@pytest.mark.parametrize("left", ["a transaction", "autocommit", "an attribute", "a cursor of its own kind"])
+def test_a_connection_that_has_something_does_not(on_pg: Any, left: str) -> None:
+    items(on_pg).count()
+    mine = on_pg.connection
+    if left == "a transaction":
+        transaction.set_autocommit(False, using="pg")
+        items(on_pg).create(name="left")
+    elif left == "autocommit":
+        transaction.set_autocommit(False, using="pg")
+    elif left == "an attribute":
+        mine.read_only = True
+    else:
+        mine.row_factory = dict_row
+    end_of_request(on_pg)
+    assert on_pg.connection is None
+    assert items(on_pg).count() == 0
+    items(on_pg).create(name="next")
+    assert in_use(on_pg) == 0
+
+
+def test_what_pins_a_session_ends_with_its_request(on_a_server: Any) -> None:
+    statement = {"postgresql": "SET work_mem = 100", "mysql": "SET SESSION max_statement_time = 43"}
+    said(on_a_server, statement[on_a_server.vendor])
+    assert in_use(on_a_server) == 1
+    end_of_request(on_a_server)
+    assert in_use(on_a_server) == 0
+
+
+@pytest.mark.parametrize("how", ["closed", "left for another", "closed by itself"])
+def test_a_request_begins_with_the_present_pool(pooled: Any, how: str) -> None:
+    items(pooled).count()
+    end_of_request(pooled)
+    first = pooled.pool
+    if how == "closed":
+        pooled.close_pool()
+    elif how == "left for another":
+        pooled.settings_dict["OPTIONS"]["pool"] = {**POOL, "max_size": 1}
+    else:
+        first.close()
+        assert pooled.pool is not first
+    end_of_request(pooled)  # as Django does at the beginning of the next
+    assert items(pooled).count() == 0
+    assert pooled.connection._link.pool is pooled.pool is not first
+    first.close()
+
+
+def test_a_thread_that_ends_with_nothing_needs_no_word(pooled: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "connpool.django")
+    for _ in range(3):
+        assert in_a_thread(lambda: items(connections[pooled.alias]).count()) == 0
+    assert in_use(pooled) == 0
+    assert not caplog.text
+
+
+def end_of_request(connection: Any) -> None:
+    connection.close_if_unusable_or_obsolete()
+
+
+# -- many at a time
 
 
 def test_fifty_threads_share_two_sessions(on_a_server: Any) -> None:

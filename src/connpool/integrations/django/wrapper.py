@@ -3,7 +3,8 @@
 Django keeps one wrapper for each thread and alias.  It calls `get_new_connection` when it needs a
 connection, and `_close` when the request ends, because ``CONN_MAX_AGE`` is 0.  Those two are all that a
 pool has to be told.  What Django gets is the driver's own connection, or with ``pooling="transaction"``
-one of `connpool.facade`, which borrows the driver's in between.
+one of `connpool.facade`, which borrows the driver's in between.  The latter stays with its thread as long
+as it has nothing: then there is nothing to give back.
 
 Three ways lead around the two:
 
@@ -62,7 +63,7 @@ def _tell_of_the_ended() -> None:
 
 
 class _Keeper:
-    """What one thread has borrowed.  It goes when the thread ends, and gives back what is still there."""
+    """The wrappers of one thread.  It goes when the thread ends, and gives back what they still have."""
 
     __slots__ = ("__weakref__", "thread", "wrappers")
 
@@ -76,7 +77,7 @@ class _Keeper:
             return
         for wrapper in list(self.wrappers):
             # One that other threads may use as well, as those of a live server in a test, stays with them.
-            if not wrapper.allow_thread_sharing:
+            if wrapper.is_kept_by(self) and not wrapper.allow_thread_sharing:
                 wrapper.take_home(self.thread)
 
 
@@ -108,16 +109,21 @@ class PooledWrapper:
     wrap_database_errors: Any
 
     _keeper: weakref.ref[_Keeper] | None = None
-    """The thread that has borrowed; weakly, for nothing else may keep it."""
+    """The thread that has borrowed last; weakly, for nothing else may keep it."""
     _lent: Any = None
     """What is lent.  `connection` may be somebody's wrapper of it."""
     _lease: Turns[Any] | None = None
     """What gives it back; ``None`` if it is of the facade, and gives itself back."""
+    _turn: int = -1
+    """The turn of the facade's after which it was looked at."""
     _tracks: bool = False
     """Whether what was not altered needs no reset."""
     _seen: object = None
-    """The settings that `_key` was made of."""
+    """The settings that the following were made of."""
     _key: Hashable = None
+    _params: dict[str, Any] | None = None
+    """Django's parameters for the driver."""
+    _by_transaction: bool = False
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(settings_dict, alias)  # type: ignore[call-arg] # Django's
@@ -181,10 +187,22 @@ class PooledWrapper:
             *zone,
             registry.frozen(said["OPTIONS"]),
         )
+        self._params = None
+        self._by_transaction = self._said("pooling") == "transaction"
         # A copy as deep as anybody's changes are likely to go.
         options = {name: _copied(value) for name, value in said["OPTIONS"].items()}
         self._seen = ({**said, "OPTIONS": options}, zone)
         return self._key
+
+    def _said(self, option: str) -> object:
+        """Return an option of the pool's as it was given; it has been checked."""
+        said = self.settings_dict["OPTIONS"].get("pool")
+        return said.get(option) if isinstance(said, dict) else None
+
+    def pools_transactions(self) -> bool:
+        """Tell whether connections are given back after each transaction."""
+        self._pool_key()
+        return self._by_transaction
 
     def close_pool(self) -> None:
         """Close the pool of the present settings; whoever borrows next opens another.
@@ -210,9 +228,13 @@ class PooledWrapper:
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return Django's parameters for the driver."""
-        params: dict[str, Any] = super().get_connection_params()  # type: ignore[misc] # Django's
-        params.pop("pool", None)
-        return params
+        self._pool_key()
+        params = self._params
+        if params is None:
+            params = super().get_connection_params()  # type: ignore[misc] # Django's
+            params.pop("pool", None)
+            self._params = params
+        return dict(params)  # Django asks before each borrow, whose connection has them already
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Borrow a connection."""
@@ -228,12 +250,17 @@ class PooledWrapper:
         except PoolClosed:  # just now
             self._borrow(self.pool or pool)
         keeper = _thread.keeper
-        keeper.wrappers.add(self)
-        self._keeper = weakref.ref(keeper)
+        if not self.is_kept_by(keeper):
+            keeper.wrappers.add(self)
+            self._keeper = weakref.ref(keeper)
         return self._lent
 
+    def is_kept_by(self, keeper: _Keeper) -> bool:
+        """Tell whether a thread is the last that has borrowed."""
+        return self._keeper is not None and self._keeper() is keeper
+
     def _borrow(self, pool: Pool) -> None:
-        if self.pools_transactions():
+        if self._by_transaction:
             self._lent = self._open_facade(pool)
             return
         lease = pool.turns()
@@ -245,7 +272,7 @@ class PooledWrapper:
         self._lease, self._lent = lease, conn
 
     def _open_facade(self, pool: Pool) -> Any:
-        said: dict[str, Any] = {name: self._said(name, None) for name in OF_THE_FACADE}
+        said: dict[str, Any] = {name: self._said(name) for name in OF_THE_FACADE}
         said = {name: value for name, value in said.items() if value is not None}
         # Who shares this pool has the same settings, so they may stay in the sessions.
         return facade.connect(
@@ -255,15 +282,6 @@ class PooledWrapper:
             autocommit=self.settings_dict["AUTOCOMMIT"],  # or each look at it would borrow
             **said,
         )
-
-    def pools_transactions(self) -> bool:
-        """Tell whether connections are given back after each transaction."""
-        return bool(self._said("pooling", "session") == "transaction")
-
-    def _said(self, option: str, default: object) -> object:
-        """Return an option of the pool's; it has been checked."""
-        said = self.settings_dict["OPTIONS"].get("pool")
-        return said.get(option, default) if isinstance(said, dict) else default
 
     def _close(self) -> None:
         if self._lent is None:
@@ -276,10 +294,7 @@ class PooledWrapper:
 
     def _give_back(self) -> None:
         conn, lease = self._lent, self._lease
-        keeper = None if self._keeper is None else self._keeper()
-        self._lent = self._lease = self._keeper = None
-        if keeper is not None:
-            keeper.wrappers.discard(self)
+        self._lent = self._lease = None
         if lease is None:
             conn.close()
             return
@@ -290,6 +305,8 @@ class PooledWrapper:
 
     def take_home(self, thread: str) -> None:
         """Give back what a thread that has ended still had."""
+        if self._lent is None or self._has_nothing():
+            return
         self.connection = None
         failure = ""
         try:
@@ -300,23 +317,37 @@ class PooledWrapper:
 
     def forget(self) -> None:
         """Forget what is lent, in a forked child: it is the parent's."""
-        self.connection = self._lent = self._lease = self._keeper = None
-        _thread.keeper.wrappers.discard(self)
+        if self._lent is not None:
+            self.connection = self._lent = self._lease = None
 
     # -- health: the pool's affair
 
     def close_if_health_check_failed(self) -> None:
         """Do nothing: what the pool lends is fit for use."""
-        if self._lent is None:
+        if self._lent is None and self.connection is not None:
             super().close_if_health_check_failed()  # type: ignore[misc] # Django's
 
     def close_if_unusable_or_obsolete(self) -> None:
         """Give back: what Django would find out first, with a query, the pool does by itself."""
         if self._lent is None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc] # Django's
-        else:
+        elif not self._may_stay():
             self.health_check_done = False
             self.close()
+
+    def _has_nothing(self) -> bool:
+        """Tell whether what is lent is of the facade, and at rest: nobody else could use it."""
+        return self._lease is None and bool(self._lent._link.is_as_new())
+
+    def _may_stay(self) -> bool:
+        """Tell whether what is lent may serve the next request, too; Django asks before and after each."""
+        if not self._has_nothing():
+            return False
+        link = self._lent._link
+        if link.turn == self._turn:  # nothing was said since the last look: there may be another pool now
+            return registry.known(self._pool_key()) is link.pool
+        self._turn = link.turn
+        return True
 
     if TYPE_CHECKING:
         health_check_done: bool

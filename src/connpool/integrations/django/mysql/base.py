@@ -51,7 +51,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
         """Return the driver's parameters, and the statement that Django begins each session with."""
         params = self.get_connection_params()
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
-        params["cursorclass"] = looking(params.get("cursorclass") or _cursors.Cursor)
+        if not self.pools_transactions():  # where the facade looks
+            params["cursorclass"] = looking(params.get("cursorclass") or _cursors.Cursor)
         level = self.isolation_level
         return params, f"SET SESSION TRANSACTION ISOLATION LEVEL {level.upper()}" if level else None
 

@@ -63,7 +63,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):  # type: ignore[misc
     def make_adapter(self, params: dict[str, Any]) -> PsycopgAdapter[Any]:
         """Return the adapter for Django's parameters."""
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
-        params["cursor_factory"] = cursors.looking(params["cursor_factory"])
+        if not self.pools_transactions():  # where the facade looks
+            params["cursor_factory"] = cursors.looking(params["cursor_factory"])
         if self.timezone_name and self.pool_takes_parameters():
             said = params.get("options") or ""
             params["options"] = f"{said} -c TimeZone={_escaped(self.timezone_name)}".strip()
