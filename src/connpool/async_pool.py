@@ -578,9 +578,10 @@ class AsyncConnectionPool(Generic[C]):
         lease._entry = None  # the flow owns it while it looks
         timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
         timeout, deadline = limits(timeout)
-        asked = borrowers.site(_getframe(2))
+        frame = _getframe(2)
+        site = frame.f_code, frame.f_lasti
         # The flow has noted its end, and here its owner is noted: nothing can be cancelled in between.
-        entry = lease._entry = await self._run(self._flows.acquire(candidate, timeout, deadline, asked))
+        entry = lease._entry = await self._run(self._flows.acquire(candidate, timeout, deadline, site))
         return entry.conn
 
     async def _begin(self, lease: Lease[C]) -> None:

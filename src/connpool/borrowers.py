@@ -117,6 +117,10 @@ class Threads:
             present = _present_greenlet
         return present()
 
+    def here(self) -> Site | None:
+        """Return the present borrower's place in his own code."""
+        return site(sys._getframe(1))
+
     def name(self, owner: object) -> str | None:
         """Return what a borrower is called; ``None`` if it has ended."""
         if not isinstance(owner, weakref.ref):

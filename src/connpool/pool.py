@@ -232,7 +232,7 @@ class Turns(Lease[C]):
         """
         entry = self._in_turn()
         judge = entry.verdict
-        return cast("Verdict", judge(entry.conn, entry.baseline))
+        return judge(entry.conn, entry.baseline)  # type: ignore[return-value] # the members of Verdict are ints
 
     def sees_transactions(self) -> bool:
         """Tell whether `verdict` can tell an open transaction from none, for this driver.
@@ -798,8 +798,9 @@ class ConnectionPool(Generic[C]):
         lease._entry = None  # the flow owns it while it looks
         timeout = getattr(lease, "_timeout", self._options.acquire_timeout)
         timeout, deadline = limits(timeout)
-        asked = borrowers.site(_getframe(2))
-        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline, asked))
+        frame = _getframe(2)
+        site = frame.f_code, frame.f_lasti
+        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline, site))
         return entry.conn
 
     def _unguarded(self, method: str, conn: C) -> tuple[C, Loan | None]:

@@ -23,7 +23,7 @@ from traceback import StackSummary, format_list
 from types import CodeType, FrameType
 from typing import Any, Final, TypeVar
 
-from .borrowers import where
+from .borrowers import site, where
 from .engine.core import Core
 from .engine.operations import Call, Flow, Operation, Park, Start, Tell, Watch
 from .engine.records import Site, Waiter
@@ -106,6 +106,10 @@ class Tasks:
         owner = weakref.ref(task)
         hash(owner)  # kept in it: of a task that is gone it could not be asked any more
         return owner
+
+    def here(self) -> Site | None:
+        """Return its place in the user's code."""
+        return site(sys._getframe(1))
 
     def name(self, owner: object) -> str | None:
         """Return what a task is called; ``None`` if it is done."""

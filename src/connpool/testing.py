@@ -609,6 +609,10 @@ class FakePeople:
         """Return who acts."""
         return self.owner
 
+    def here(self) -> Site | None:
+        """Return where he is."""
+        return self.site
+
     def name(self, owner: object) -> str | None:
         """Return what somebody is called."""
         return None if owner in self.ended else str(owner)

@@ -154,10 +154,10 @@ class Explaining(Generic[C]):
     def _snapshot(self) -> PoolStats:
         return self.core.snapshot(self.name, self._clock())
 
-    def _tell_of_blocking(self, waiter: Waiter) -> Flow[None]:
+    def _tell_of_blocking(self) -> Flow[None]:
         """Tell, once, that others are held up who do not wait."""
         self._told_blocking = True
-        site = self._where(waiter.site)
+        site = self._where(self._people.here())
         yield from self.tell(
             "blocks_event_loop",
             f"{site} had to wait for a connection in a thread that runs an event loop: all its tasks "

@@ -79,8 +79,8 @@ class Flows(Returning[C]):
     ) -> Flow[Entry[C]]:
         """Come by an entry that is fit to be lent; *candidate* is one to look at first.
 
-        *timeout* is what the caller asked for, *deadline* the instant that follows from it, *site* where
-        he asked.  A caller whose candidate turns out to be dead keeps its place in line.
+        *timeout* is what the caller asked for, *deadline* the instant that follows from it, *site* what
+        the warm path would note.  A caller whose candidate turns out to be dead keeps its place in line.
         """
         core, people = self.core, self._people
         began = self._clock()
@@ -92,8 +92,10 @@ class Flows(Returning[C]):
                 entry.slot.validating = True
                 core.number(waiter)  # its place in line counts from now
             nests = core.has(waiter.owner)
-            if nests and core.options.nested != "allow":
-                yield from self._look_for_nesting(waiter)
+            if nests:
+                waiter.site = people.here()  # he may have to be told where
+                if core.options.nested != "allow":
+                    yield from self._look_for_nesting(waiter)
             while True:
                 reason = failure = None
                 if entry is None:
@@ -171,7 +173,7 @@ class Flows(Returning[C]):
                 if not parked:
                     parked = True
                     if not self._told_blocking and people.blocks():
-                        yield from self._tell_of_blocking(waiter)
+                        yield from self._tell_of_blocking()
                     if nests:
                         yield from self._look_for_deadlock(waiter)
                 yield Park(waiter, deadline)

@@ -30,6 +30,9 @@ class People(Protocol):
     def me(self) -> object:
         """Return what stands for the present borrower; equal for the same one, and keeping nothing alive."""
 
+    def here(self) -> Site | None:
+        """Return his place in his own code; the warm path notes whatever has called it."""
+
     def name(self, owner: object) -> str | None:
         """Return what a borrower is called; ``None`` if he has ended."""
 

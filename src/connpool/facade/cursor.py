@@ -118,11 +118,14 @@ class Cursor:
         raw = self._raw
         driver = self._link.driver
         if raw is None or driver.connection_of(raw) is not real:
-            raw = driver.new_cursor(self._link, real, self._args, self._kwargs)
-            self._raw = raw
+            raw = self._raw = self._made(real)
         for name, value in self.__dict__.items():
             setattr(raw, name, value)
         return raw
+
+    def _made(self, real: Any) -> Any:
+        """Make the driver's cursor."""
+        return self._link.driver.new_cursor(self._link, real, self._args, self._kwargs)
 
     def _note_rows(self, raw: Any) -> None:
         """Note what the execution has left to be read."""
@@ -176,15 +179,11 @@ class Cursor:
 
     def _read(self) -> Any:
         raw = self._raw
-        if raw is None or self._closed:
-            raise self._link.driver.error(
-                *(
-                    ("InterfaceError", "the cursor is closed")
-                    if self._closed
-                    else ("ProgrammingError", "no result: execute() first")
-                )
-            )
-        return raw
+        if raw is not None and not self._closed:
+            return raw
+        if self._closed:
+            raise self._link.driver.error("InterfaceError", "the cursor is closed")
+        raise self._link.driver.error("ProgrammingError", "no result: execute() first")
 
     # -- reading ---------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class Driver:
     """Whether ``with conn:`` closes the connection at its end."""
     with_commits: ClassVar[bool] = False
     """Whether it commits before it closes."""
+    follows: ClassVar[bool] = True
+    """Whether `before` has something to do."""
     local: ClassVar[frozenset[str]] = frozenset()
     """Attributes that belong to the link, and that no real connection needs to know."""
 

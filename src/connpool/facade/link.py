@@ -115,9 +115,10 @@ class Link:
 
     def is_as_new(self) -> bool:
         """Tell whether nothing is borrowed, lost or kept: no other link would serve differently."""
-        if self.real is not None or self.closed or self.lost is not None or self._lease.lasts:
+        gone = self.closed or self.lost is not None
+        if gone or self.real is not None or self.local or self._lease.lasts:
             return False
-        return self.kept == self._kept_at_first and not self.local
+        return self.kept == self._kept_at_first
 
     # -- a statement -----------------------------------------------------------------------------------
 
@@ -127,19 +128,21 @@ class Link:
         Raises:
             PoolMisuse: The mode, or ``on_session_state``, does not allow the statement.
         """
-        statement = recognise(self.driver.text(query), self.driver.dialect)
-        if not statement.harmless or statement.asks_previous or statement.begins or statement.ends:
+        driver = self.driver
+        statement = recognise(query if type(query) is str else driver.text(query), driver.dialect)
+        if not statement.plain:
             self._consider(statement)
         self._statement = statement
         self._unsettled = True
         real = self.real
         if real is None or self.lost is not None:
             real = self.borrow()
-        try:
-            self.driver.before(self, real, statement)
-        except BaseException as exc:
-            self.failed(exc, fresh=self._fresh)
-            raise
+        if driver.follows:
+            try:
+                driver.before(self, real, statement)
+            except BaseException as exc:
+                self.failed(exc, fresh=self._fresh)
+                raise
         return real
 
     def is_fresh(self) -> bool:

@@ -18,7 +18,6 @@ from .connection import Connection
 from .cursor import BufferedCursor, Cursor, Through
 from .drivers import Driver
 from .link import Link
-from .statements import Statement
 
 __all__ = ("Psycopg", "Psycopg2", "PsycopgConnection", "PsycopgCursor")
 
@@ -36,10 +35,9 @@ class PsycopgCursor(Cursor):
         super().__init__(face, link, args, kwargs)
         self._own_adapters: Any = None
 
-    def _on(self, real: Any) -> Any:
-        before = self._raw
-        raw = super()._on(real)
-        if raw is not before and self._own_adapters is not None:
+    def _made(self, real: Any) -> Any:
+        raw = self._link.driver.new_cursor(self._link, real, self._args, self._kwargs)
+        if self._own_adapters is not None:
             _adapt(raw, self._own_adapters)
         return raw
 
@@ -199,9 +197,7 @@ def _adapt(raw: Any, adapters: Any) -> None:
 
 class _PostgreSQL(Driver):
     dialect = "postgresql"
-
-    def before(self, link: Link, real: Any, statement: Statement) -> None:
-        """Do nothing: the server tells whether a transaction is open."""
+    follows = False  # the server tells whether a transaction is open
 
     def carry(self, real: Any, changes: Mapping[str, object], unknown: Sequence[str]) -> Sequence[object]:
         """Read and set in one statement, in which the reading comes first."""

@@ -40,6 +40,12 @@ class Statement:
     """What in it needs the session of the statement before: "LAST_INSERT_ID()"."""
     several: bool
     """It is more than one statement."""
+    plain: bool = field(init=False)
+    """It does nothing beyond itself: what most statements of a program are."""
+
+    def __post_init__(self) -> None:
+        beyond = self.begins or self.ends or self.asks_previous is not None
+        object.__setattr__(self, "plain", self.harmless and not beyond)
 
 
 @dataclass(frozen=True, slots=True)

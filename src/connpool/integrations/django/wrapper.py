@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.base.base import NO_DB_ALIAS
 
@@ -105,6 +104,7 @@ class PooledWrapper:
     allow_thread_sharing: bool
     connection: Any
     settings_dict: dict[str, Any]
+    timezone: Any
     timezone_name: str
     wrap_database_errors: Any
 
@@ -178,7 +178,7 @@ class PooledWrapper:
     def _pool_key(self) -> Hashable:
         """Return what the effective parameters are: aliases that lead to the same place share a pool."""
         said = self.settings_dict
-        zone = (settings.USE_TZ, self.timezone_name)
+        zone = (self.timezone, self.timezone_name)  # Django's settings, as it keeps them here
         if self._seen == (said, zone):  # most often nothing has changed since the last time
             return self._key
         self._key = (
