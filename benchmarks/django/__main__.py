@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -26,7 +27,9 @@ sys.path.insert(0, str(environment.ROOT / "tests"))
 import servers
 
 RESULTS = Path(__file__).parents[1] / "results"
-SESSIONS = 300  # that the servers allow: whoever has no pool takes a hundred
+SESSIONS = 600  # that the servers allow: all contenders are there at a time, and some take a hundred
+WARM, TURN = 2, 2  # seconds
+FAILURES = ("refused", "broken", "late", "status")
 DRIVERS = {"PostgreSQL": "psycopg", "MariaDB": "PyMySQL"}
 POPULATE = "create table item (id integer primary key, name varchar(100) not null, price integer not null)"
 
@@ -75,59 +78,101 @@ def upstream(contender: Contender, server: Any, sessions: int) -> Iterator[Any]:
         yield bouncer
 
 
-def address(server: Any) -> dict[str, Any]:
+def address(server: Any, name: Server, label: str) -> dict[str, Any]:
+    """Return where the server is, for settings; the sessions will be known by a label."""
     params = server.params
     database = params.get("dbname") or params.get("database")
-    found = {"HOST": params["host"], "PORT": str(params["port"]), "USER": params["user"], "NAME": database}
-    return {**found, "PASSWORD": params.get("password", "")}
+    found = {"HOST": params["host"], "PORT": str(params["port"]), "NAME": database}
+    found |= {"USER": params["user"], "PASSWORD": params.get("password", "")}
+    if name == "PostgreSQL":
+        return {**found, "OPTIONS": {"application_name": label}}
+    server.execute("create or replace user %s@'%%' identified by %s", label, found["PASSWORD"])
+    server.execute(f"grant all on {database}.* to %s@'%%'", label)
+    return {**found, "USER": label}
 
 
-@contextmanager
-def counting(server: Any, name: Server) -> Iterator[Callable[[], int]]:
-    """Yield a function that counts the site's sessions, by one more of the same user."""
-    query = {
-        "PostgreSQL": "select count(*) from pg_stat_activity where usename = current_user",
-        "MariaDB": "select count(*) from information_schema.processlist",  # shows one's own
-    }[name]
-    with connect(server, name) as conn, conn.cursor() as cursor:
+class Running:
+    """A contender's site, and what is measured of it, in turns with the others."""
 
-        def count() -> int:
-            cursor.execute(query)
-            sessions = int(cursor.fetchone()[0]) - 1
-            conn.commit()
-            return sessions
-
-        yield count
-
-
-def measure(view: View, contender: Contender, server: Any, warm: int, seconds: int) -> dict[str, Any]:
-    """Serve the site with one contender, load it, and say how that went."""
-    port = servers.free_port()
-    with ExitStack() as stack:
+    def __init__(self, stack: ExitStack, view: View, contender: Contender, server: Any, label: str) -> None:
+        self.error: str | None = None
+        self._view = view
         between = stack.enter_context(upstream(contender, server, view.sessions))
-        database = contender.database(address(between), view.size)
+        where = address(server, view.server, label)
+        where |= {"HOST": between.params["host"], "PORT": str(between.params["port"])}
+        database = contender.database(where, view.size)
         try:
-            site = stack.enter_context(serving(database, DRIVERS[view.server], port))
+            self._site = stack.enter_context(serving(database, DRIVERS[view.server], servers.free_port()))
         except RuntimeError as exc:
-            return {"error": str(exc)}
-        count = stack.enter_context(counting(server, view.server))
-        ask(site, view.path, view.clients, warm)
-        pids = {server.pid, between.pid}
-        with Watch(count, [site.master, *map(psutil.Process, pids)]) as watch:
-            counted = ask(site, view.path, view.clients, seconds)
-        errors = sum(counted[key] for key in ("refused", "broken", "late", "status"))
-        return {
-            "per_second": round((counted["requests"] - counted["status"]) / counted["microseconds"] * 1e6, 1),
-            "errors": errors,
-            **counted,
-            "peak": watch.peak,
-            "usual": watch.usual,
-            "cpu": round(watch.cpu, 3),
+            self.error = str(exc)
+            return
+        known_by = {"application_name" if view.server == "PostgreSQL" else "user": label}
+        self._count = lambda: len(server.census(**known_by))
+        self._processes = [self._site.master, *map(psutil.Process, {server.pid, between.pid})]
+        ask(self._site, view.path, view.clients, WARM)
+
+    def turn(self) -> dict[str, Any]:
+        """Load the site for a moment, and say how that went."""
+        with Watch(self._count, self._processes) as watch:
+            counted = ask(self._site, self._view.path, self._view.clients, TURN)
+        return {**counted, "counts": watch.counts, "cpu": watch.cpu}
+
+
+def together(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of a round."""
+    total = {key: sum(turn[key] for turn in turns) for key in ("requests", "microseconds", *FAILURES)}
+    counts = [count for turn in turns for count in turn["counts"]]
+    return {
+        "per_second": round((total["requests"] - total["status"]) / total["microseconds"] * 1e6, 1),
+        "errors": sum(total[key] for key in FAILURES),
+        **total,
+        "p50_us": median(turn["p50_us"] for turn in turns),
+        "p99_us": median(turn["p99_us"] for turn in turns),
+        "max_us": max(turn["max_us"] for turn in turns),
+        "peak": max(counts),
+        "usual": median(counts),
+        "cpu": round(sum(turn["cpu"] for turn in turns) / len(turns), 3),
+    }
+
+
+def compare(view: View, field: list[Contender], server: Any, *, quick: bool) -> list[dict[str, Any]]:
+    """Serve the site with all contenders at a time, and load one after the other in short turns.
+
+    A machine that is shared does not go at the same speed for long: what is compared is measured within
+    seconds of each other.
+    """
+    rounds, turns = (1, 2) if quick else (3, 4)
+    measured = []
+    with ExitStack() as stack:
+        running = {
+            contender.name: Running(stack, view, contender, server, f"site{number}")
+            for number, contender in enumerate(field)
         }
+        for number in range(rounds):
+            seen: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
+            for _ in range(turns):
+                for name in shuffled(running):
+                    if running[name].error is None:
+                        seen[name].append(running[name].turn())
+            round_ = {
+                name: together(seen[name]) if seen[name] else {"error": running[name].error}
+                for name in running
+            }
+            for name, found in round_.items():
+                said = found.get("error") or f"{found['per_second']:,.0f}/s, {found['peak']} sessions"
+                print(f"{view.name}, round {number + 1}: {name}: {said}", file=sys.stderr)
+            measured.append(round_)
+    return measured
+
+
+def shuffled(names: Iterable[str]) -> list[str]:
+    """Return the names in an order by chance: nobody always follows the same one."""
+    found = list(names)
+    random.shuffle(found)
+    return found
 
 
 def run(views: list[View], wanted: list[str] | None, *, quick: bool, command: str) -> dict[str, Any]:
-    rounds, warm, seconds = (1, 3, 4) if quick else (3, 2, 5)
     versions = {contender.name: contender.version for contender in CONTENDERS}
     results: dict[str, Any] = {
         "format": 1,
@@ -145,16 +190,7 @@ def run(views: list[View], wanted: list[str] | None, *, quick: bool, command: st
         for view in views:
             server = databases.server(view.server)
             field = [c for c in view.contenders if c.version and (wanted is None or c.name in wanted)]
-            measured = []
-            for number in range(rounds):
-                turn = number % len(field)
-                round_ = {}
-                for contender in field[turn:] + field[:turn]:
-                    round_[contender.name] = found = measure(view, contender, server, warm, seconds)
-                    said = found.get("error") or f"{found['per_second']:,.0f}/s, {found['peak']} sessions"
-                    print(f"{view.name}, round {number + 1}: {contender.name}: {said}", file=sys.stderr)
-                    time.sleep(0.5)  # for the server to notice who has left
-                measured.append(round_)
+            measured = compare(view, field, server, quick=quick)
             results["benchmarks"][view.name] = {"order": [c.name for c in field], "rounds": measured}
         results["software"] |= databases.versions()
         if any(contender.through_pgbouncer for view in views for contender in view.contenders):

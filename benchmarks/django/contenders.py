@@ -42,7 +42,9 @@ class Contender:
 
     def database(self, address: dict[str, Any], size: int) -> dict[str, Any]:
         """Return ``DATABASES["default"]`` for a server's address and so many connections in a process."""
-        return {"ENGINE": self.engine, **address, **_sized(self.settings, size)}
+        settings = _sized(self.settings, size)
+        options = {**address.get("OPTIONS", {}), **settings.get("OPTIONS", {})}
+        return {"ENGINE": self.engine, **address, **settings, "OPTIONS": options}
 
     @property
     def configuration(self) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
 import psutil
@@ -118,13 +117,13 @@ def ask(site: Site, path: str, clients: int, seconds: int) -> dict[str, float]:
 class Watch:
     """Counts the server's sessions, and its processes' and the site's time on processors."""
 
-    EVERY = 0.1  # seconds
+    EVERY = 0.2  # seconds
 
     def __init__(self, count: Callable[[], int], processes: list[psutil.Process]) -> None:
         self._count = count
         self._processes = processes
         self._stop = threading.Event()
-        self._counts: list[int] = []
+        self.counts = [count()]
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -137,17 +136,9 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    @property
-    def peak(self) -> int:
-        return max(self._counts)
-
-    @property
-    def usual(self) -> float:
-        return median(self._counts)
-
     def _run(self) -> None:
         while not self._stop.wait(self.EVERY):
-            self._counts.append(self._count())
+            self.counts.append(self._count())
 
     def _cpu(self) -> float:
         total = 0.0
