@@ -28,7 +28,7 @@ LAYERS = (
     (
         *("connpool.threads", "connpool.tasks", "connpool.borrowers", "connpool.telling"),
         *("connpool.description",),
-        *("connpool.deadlines", "connpool.guard", "connpool.pool", "connpool.async_pool"),
+        *("connpool.deadlines", "connpool.guard", "connpool.leases", "connpool.pool", "connpool.async_pool"),
     ),
 )
 TOP = len(LAYERS)
@@ -43,6 +43,7 @@ PUBLIC = (
     "connpool.options",
     "connpool.adapter",
     "connpool.guard",
+    "connpool.leases",
     "connpool.pool",
     "connpool.async_pool",
     "connpool.adapters",

@@ -50,7 +50,7 @@ class Lease(Generic[C]):
     """A connection on loan, for one ``async with`` block: what `AsyncConnectionPool.connection` returns.
 
     Between the two comments stands all that happens when a connection is at hand and comes back clean.
-    Nothing there is awaited, so no task comes in between; the order of steps is that of `pool.Lease` all
+    Nothing there is awaited, so no task comes in between; the order of steps is that of `leases.Lease` all
     the same, because another thread may evict or resize.
     """
 
@@ -140,7 +140,7 @@ async def _exit_by_flow(
 
 
 def lock_leases() -> None:
-    """Let every lease take the flows, for builds without a GIL: as `pool.lock_leases`."""
+    """Let every lease take the flows, for builds without a GIL: as `leases.lock_leases`."""
     Lease.__aenter__ = _enter_by_flow  # type: ignore[method-assign, assignment] # that is the purpose
     Lease.__aexit__ = _exit_by_flow  # type: ignore[method-assign, assignment] # that is the purpose
 

@@ -29,12 +29,13 @@ from types import CodeType, FrameType
 from typing import Any, Final, Self, TypeAlias
 
 import connpool.deadlines
+import connpool.leases
 import connpool.pool
 import connpool.threads
 from connpool import ConnectionPool, PoolClosed, PoolError
 from connpool.engine.core import Core
 from connpool.engine.records import Entry, Waiter
-from connpool.pool import Lease
+from connpool.leases import Lease
 from connpool.stats import Reason
 from connpool.testing import FakeAdapter, FakeConnection, FakeServer
 
@@ -587,6 +588,7 @@ class Explorer:
             "Waiter", (CooperativeWaiter,), {"crew": self._crew, "clock": self._clock, "__slots__": ()}
         )
         self._replace(connpool.pool, "clock", self._clock)
+        self._replace(connpool.leases, "clock", self._clock)
         self._replace(connpool.deadlines, "clock", self._clock)
         self._replace(connpool.pool, "ThreadWaiter", waiter)
         self._replace(connpool.threads, "housekeeper", NoHousekeeper())

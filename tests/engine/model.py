@@ -2,7 +2,7 @@
 
 What is modelled
 ----------------
-Threads that take and give (`connpool.pool.Lease`), queue, park, wake, time out and leave; one operator
+Threads that take and give (`connpool.leases.Lease`), queue, park, wake, time out and leave; one operator
 who evicts or closes; one helper that dials.  A step is one access to something that another thread can
 see without the lock: `waiters`, `idle`, a `doomed` flag, a waiter's `outcome`.  Taking the lock joins the
 step behind it and releasing it the step before it: to move a lock operation there changes nothing for

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from connpool.engine.core import Core
-from connpool.pool import Lease
+from connpool.leases import Lease
 
 
 class Edit(NamedTuple):

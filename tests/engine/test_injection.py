@@ -39,12 +39,13 @@ from engine.explorer import Clock, NoHousekeeper, each_bytecode
 from garbage import keep_out_of_collections
 
 import connpool.deadlines
+import connpool.leases
 import connpool.pool
 import connpool.threads
 from connpool import ConnectionPool, PoolClosed, PoolError
 from connpool.engine.records import Entry, Waiter
 from connpool.engine.upkeep import CLOSE_GRACE
-from connpool.pool import Lease
+from connpool.leases import Lease
 from connpool.testing import FakeAdapter, FakeConnection, FakeError, FakeServer
 from connpool.threads import LOOK_EVERY, Helpers, Housekeeper
 
@@ -244,6 +245,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """Let nothing happen by itself: no time, no housekeeper, no collection."""
     clock = Clock()
     monkeypatch.setattr(connpool.pool, "clock", clock)
+    monkeypatch.setattr(connpool.leases, "clock", clock)
     monkeypatch.setattr(connpool.deadlines, "clock", clock)
     monkeypatch.setattr(connpool.threads, "housekeeper", NoHousekeeper())
     keep_out_of_collections()

@@ -283,9 +283,9 @@ def test_a_process_that_ends_without_closing_its_pool_says_nothing():
 
 def test_without_a_gil_every_lease_takes_the_lock():
     run_script(
-        "import threading, connpool, connpool.pool\n"
+        "import threading, connpool, connpool.leases\n"
         "from connpool.testing import FakeAdapter, FakeServer\n"
-        "connpool.pool.lock_leases()\n"
+        "connpool.leases.lock_leases()\n"
         "server = FakeServer()\n"
         "with connpool.ConnectionPool(FakeAdapter(server), max_size=2) as pool:\n"
         "    def work():\n"

@@ -29,7 +29,7 @@ removing, settle before unlinking, wake last.  Each is a single operation that i
 
 Theory of operation: the warm path
 ----------------------------------
-A lease pops from `idle` and appends to it without the lock (see `connpool.pool.Lease`).  Two threads
+A lease pops from `idle` and appends to it without the lock (see `connpool.leases.Lease`).  Two threads
 that use the lock can miss each other only if one looks before the other has published.  So both
 publish first and look second::
 

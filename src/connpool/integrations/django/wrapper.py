@@ -31,7 +31,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.base.base import NO_DB_ALIAS
 
 from connpool import Adapter, ConnectionPool, PoolClosed, facade
-from connpool.pool import Turns
+from connpool.leases import Turns
 
 from . import registry, tracking
 from .options import OF_THE_FACADE, Settings, read
