@@ -28,7 +28,8 @@ import servers
 
 RESULTS = Path(__file__).parents[1] / "results"
 SESSIONS = 600  # that the servers allow: all contenders are there at a time, and some take a hundred
-WARM, TURN = 2, 2  # seconds
+WARM, TURN = 2, 1  # seconds
+ROUNDS = 3
 FAILURES = ("refused", "broken", "late", "status")
 DRIVERS = {"PostgreSQL": "psycopg", "MariaDB": "PyMySQL"}
 POPULATE = "create table item (id integer primary key, name varchar(100) not null, price integer not null)"
@@ -141,7 +142,7 @@ def compare(view: View, field: list[Contender], server: Any, *, quick: bool) -> 
     A machine that is shared does not go at the same speed for long: what is compared is measured within
     seconds of each other.
     """
-    rounds, turns = (1, 2) if quick else (3, 4)
+    rounds, turns = (1, 3) if quick else (ROUNDS, view.turns)
     measured = []
     with ExitStack() as stack:
         running = {
