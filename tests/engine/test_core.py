@@ -407,6 +407,23 @@ def test_rematch_lets_a_doomed_entry_go_that_somebody_took() -> None:
     assert discards(core) == {"evicted": 1}
 
 
+def test_entry_that_was_taken_at_the_last_moment_is_not_handed_over() -> None:
+    class Hurried(deque[Any]):
+        def pop(self) -> Any:
+            taken.append(super().pop())
+            return super().pop()
+
+    core = make_core(max_size=1)
+    stock(core)
+    taken: list[Entry[Any]] = []
+    core.idle = Hurried(core.idle)
+    (caller,) = queue(core)
+    assert caller.outcome is None
+    core.idle = deque()
+    core.give(taken.pop())
+    assert isinstance(caller.outcome, Entry)
+
+
 def test_doomed_entry_is_not_handed_over() -> None:
     core = make_core(max_size=2)
     good, bad = lend(core, 2)

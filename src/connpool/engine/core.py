@@ -269,7 +269,7 @@ class Core(Generic[C]):
         while waiters:
             head = waiters[0]
             if head.outcome is None:
-                if head is self._gate or not self.idle:
+                if head is self._gate:
                     return
                 entry = self._pop_idle()
                 if entry is None:
@@ -281,14 +281,15 @@ class Core(Generic[C]):
 
     def _pop_idle(self) -> Entry[C] | None:
         """Return the entry that was used last and is not doomed.  Lock held."""
-        while True:
+        while self.idle:
             try:
                 entry = self.idle.pop()
-            except IndexError:
-                return None
+            except IndexError:  # taken since we looked, without the lock
+                break
             if not entry.doomed:
                 return entry
             self._retire(entry, entry.doomed)
+        return None
 
     def _fail_waiters(self, outcome: object) -> None:
         """Give everybody in the queue the same outcome.  Lock held."""
