@@ -362,3 +362,16 @@ def test_djangos_test_runner_works_on_sqlite(tmp_path: Path) -> None:
     )
     arguments = ["test", "shop", "--pattern=modes.py", "--noinput", "--parallel=1"]
     assert "OK" in manage({"default": settings}, *arguments)
+
+
+def test_a_mode_that_a_request_has_left_behind_ends_with_it(pooled: Any) -> None:
+    for _ in range(2):  # the first look comes after statements, and the next before any
+        assert items(pooled).filter(name="before").count() == 0
+        transaction.set_autocommit(False, using=pooled.alias)
+        assert items(pooled).count() == 0
+        transaction.rollback(using=pooled.alias)
+        pooled.close_if_unusable_or_obsolete()
+        pooled.close_if_unusable_or_obsolete()
+        assert pooled.get_autocommit()
+        items(pooled).create(name="kept")
+        assert in_a_thread(lambda: items(connections[pooled.alias]).filter(name="kept").delete()[0]) == 1

@@ -118,7 +118,7 @@ class Link:
         gone = self.closed or self.lost is not None
         if gone or self.real is not None or self.local or self._lease.lasts:
             return False
-        return self.kept == self._kept_at_first
+        return self.autocommit == self.options.autocommit and self.kept == self._kept_at_first
 
     # -- a statement -----------------------------------------------------------------------------------
 
