@@ -197,7 +197,7 @@ class Turns(Lease[C]):
         Raises:
             PoolMisuse: No turn lasts.
         """
-        entry = self._in_turn()
+        entry = self._entry or self._in_turn()
         entry.spared = spare
         if not (spare and self._end(entry)):
             super().__exit__(None, None, None)
@@ -213,7 +213,7 @@ class Turns(Lease[C]):
         Raises:
             PoolMisuse: No turn lasts.
         """
-        entry = self._in_turn()
+        entry = self._entry or self._in_turn()
         judge = entry.verdict
         return judge(entry.conn, entry.baseline)  # type: ignore[return-value] # the members of Verdict are ints
 

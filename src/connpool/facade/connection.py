@@ -112,14 +112,12 @@ class Connection:
         with link.lock:
             if name in self._pinning:
                 link.pin(self._pinning[name])
-            fresh = link.is_fresh()
-            link.nothing_seen()
-            real = link.borrow()
+            real = link.begin_unseen()
             loan = Loan(link.pool.name)
             try:
                 result = getattr(guard(real, loan), name)(*args, **kwargs)
             except BaseException as exc:
-                link.failed(exc, fresh=fresh)
+                link.failed(exc, fresh=link.is_fresh())
                 raise
             link.settle()
             if link.real is None:

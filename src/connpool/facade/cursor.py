@@ -23,7 +23,9 @@ __all__ = ("BufferedCursor", "Cursor")
 
 
 _MISSING = object()
-_OWN = frozenset(["_args", "_closed", "_face", "_holds", "_kwargs", "_link", "_live", "_raw", "_turn"])
+_OWN = frozenset(
+    ["_adapters", "_args", "_closed", "_face", "_holds", "_kwargs", "_link", "_live", "_raw", "_turn"]
+)
 
 
 class Through:
@@ -57,6 +59,7 @@ class Cursor:
     __slots__ = (
         "__dict__",
         "__weakref__",
+        "_adapters",
         "_args",
         "_closed",
         "_face",
@@ -77,6 +80,7 @@ class Cursor:
         self._link = link
         self._args = args
         self._kwargs = kwargs
+        self._adapters: Any = None  # the types' adapters of psycopg's, if this one has its own
         self._raw: Any = None  # the driver's
         self._turn = 0  # of the link, when it was executed last
         self._live = False
@@ -100,7 +104,6 @@ class Cursor:
         with link.lock:
             if self._closed:
                 raise link.driver.closed("the cursor is closed")
-            fresh = link.is_fresh()
             real = link.begin(query if text is None else text)
             try:
                 raw = self._on(real)
@@ -108,7 +111,7 @@ class Cursor:
                 self._turn = link.turn
                 self._note_rows(raw)
             except BaseException as exc:
-                link.failed(exc, fresh=fresh)
+                link.failed(exc, fresh=link.is_fresh())
                 raise
             link.settle()
         return self if result is raw else result
@@ -116,16 +119,15 @@ class Cursor:
     def _on(self, real: Any) -> Any:
         """Return the driver's cursor on a connection, with what was set on this one."""
         raw = self._raw
-        driver = self._link.driver
+        link = self._link
+        driver = link.driver
         if raw is None or driver.connection_of(raw) is not real:
-            raw = self._raw = self._made(real)
+            raw = self._raw = driver.new_cursor(link, real, self._args, self._kwargs)
+            if self._adapters is not None:
+                driver.adapt(raw, self._adapters)
         for name, value in self.__dict__.items():
             setattr(raw, name, value)
         return raw
-
-    def _made(self, real: Any) -> Any:
-        """Make the driver's cursor."""
-        return self._link.driver.new_cursor(self._link, real, self._args, self._kwargs)
 
     def _note_rows(self, raw: Any) -> None:
         """Note what the execution has left to be read."""
@@ -148,14 +150,12 @@ class Cursor:
         """Call a method of the driver's cursor that is not known here, with a connection at hand."""
         link = self._link
         with link.lock:
-            fresh = link.is_fresh()
-            link.nothing_seen()
-            real = link.borrow()
+            real = link.begin_unseen()
             try:
                 raw = self._on(real)
                 result = getattr(raw, name)(*args, **kwargs)
             except BaseException as exc:
-                link.failed(exc, fresh=fresh)
+                link.failed(exc, fresh=link.is_fresh())
                 raise
             link.settle()
         return self if result is raw else result
@@ -191,11 +191,10 @@ class Cursor:
         """Return the next row, or ``None``."""
         return self._step("fetchone") if self._live else self._read().fetchone()
 
-    def fetchmany(self, *size: int, **named: int) -> Any:
+    def fetchmany(self, size: int | None = None) -> Any:
         """Return some rows: `arraysize` if no size is given."""
-        if self._live:
-            return self._step("fetchmany", *size, *named.values())
-        return self._read().fetchmany(*size, **named)
+        asked = () if size is None else (size,)
+        return self._step("fetchmany", *asked) if self._live else self._read().fetchmany(*asked)
 
     def fetchall(self) -> Any:
         """Return all rows that are left."""
@@ -246,15 +245,16 @@ class Cursor:
         if self._closed:
             return
         raw = self._raw
+        link = self._link
         if raw is not None:
-            if self._live or "close" in self._speak:
+            if self._live or (link.real is not None and "close" in self._speak):
                 self._step("close")
             else:
-                self._link.driver.close_at_home(raw)
+                link.driver.close_at_home(raw)
         if self._holds:
-            with self._link.lock:
+            with link.lock:
                 self._let_go()
-                self._link.settle()
+                link.settle()
         self._closed = True
         self._live = False
 
@@ -347,13 +347,12 @@ class BufferedCursor(Cursor):
         self._at = at + 1
         return rows[at]
 
-    def fetchmany(self, *size: int, **named: int) -> Any:
+    def fetchmany(self, size: int | None = None) -> Any:
         """Return some rows: `arraysize` if no size is given."""
-        size = (*size, *named.values())
         if self._live:
-            return self._step("fetchmany", *size)
+            return self._step("fetchmany", *(() if size is None else (size,)))
         rows, at = self._left(), self._at
-        wanted = size[0] if size and size[0] is not None else self.arraysize
+        wanted = self.arraysize if size is None else size
         self._at = min(len(rows), at + wanted)
         return rows[at : self._at]
 

@@ -131,6 +131,10 @@ class Driver:
         """Make a cursor of the driver's on a real connection."""
         return real.cursor(*args, **kwargs)
 
+    def adapt(self, raw: Any, adapters: Any) -> None:
+        """Give a cursor the types' adapters that are its own."""
+        raise NotImplementedError
+
     def connection_of(self, raw: Any) -> object:
         """Return the real connection of a driver's cursor."""
         return getattr(raw, "connection", None)

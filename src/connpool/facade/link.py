@@ -53,11 +53,11 @@ class Link:
     __slots__ = (
         "__weakref__",
         "_carrier",
-        "_fresh",
         "_kept_at_first",
         "_lease",
         "_noted",
         "_open_cursors",
+        "_since",
         "_statement",
         "_tracks",
         "_undo",
@@ -88,6 +88,7 @@ class Link:
         self.lock = threading.RLock()
         self.real: Any = None  # the borrowed connection; None between turns
         self.turn = 0  # the number of the last one
+        self._since = 0  # what it was when the last call began
         self.holds = 0
         self.pinned: str | None = None  # what has pinned it
         self.lost: str | None = None  # what is to be told to who goes on after a loss
@@ -101,7 +102,6 @@ class Link:
         self.kind = driver.connection_class()  # of the real connections; None until one was seen
         self._lease = pool.turns(options.timeout)
         self._statement: Statement | None = None  # the last one
-        self._fresh = True  # the last call had to borrow
         self._unsettled = False  # a statement has begun, and nobody has looked at the connection since
         self._noted = 0  # the turn whose caller was noted
         self._tracks = pool.reset_policy == "tracked"
@@ -115,10 +115,10 @@ class Link:
 
     def is_as_new(self) -> bool:
         """Tell whether nothing is borrowed, lost or kept: no other link would serve differently."""
-        gone = self.closed or self.lost is not None
-        if gone or self.real is not None or self.local or self._lease.lasts:
+        if self.real is not None or self.lost is not None or self.closed:
             return False
-        return self.autocommit == self.options.autocommit and self.kept == self._kept_at_first
+        as_made = self.autocommit == self.options.autocommit and self.kept == self._kept_at_first
+        return as_made and not self.local and self._lease._entry is None
 
     # -- a statement -----------------------------------------------------------------------------------
 
@@ -128,34 +128,45 @@ class Link:
         Raises:
             PoolMisuse: The mode, or ``on_session_state``, does not allow the statement.
         """
+        if self._unsettled:
+            self._look_again()
         driver = self.driver
         statement = recognise(query if type(query) is str else driver.text(query), driver.dialect)
         if not statement.plain:
             self._consider(statement)
         self._statement = statement
         self._unsettled = True
-        real = self.real
-        if real is None or self.lost is not None:
-            real = self.borrow()
+        self._since = self.turn
+        real = self.borrow()
         if driver.follows:
             try:
                 driver.before(self, real, statement)
             except BaseException as exc:
-                self.failed(exc, fresh=self._fresh)
+                self.failed(exc, fresh=self.is_fresh())
                 raise
         return real
 
-    def is_fresh(self) -> bool:
-        """Tell whether a call that begins now has to borrow.  The lock is held.
+    def begin_unseen(self) -> Any:
+        """Return a real connection for a call whose statements nobody looks at.  The lock is held."""
+        if self._unsettled:
+            self._look_again()
+        self.altered = True
+        self._statement = None
+        self._unsettled = True
+        self._since = self.turn
+        return self.borrow()
 
-        Whoever was struck by an exception where nobody could see it has not looked at the connection.
+    def is_fresh(self) -> bool:
+        """Tell whether the last call had to borrow."""
+        return self.turn != self._since
+
+    def _look_again(self) -> None:
+        """Look at the connection for who was struck by an exception where nobody could see it.
+
         It may be in the middle of an exchange, and then the next answer would be taken for another's.
         """
-        if self._unsettled:
-            self.failed(BaseException("struck"), fresh=self._fresh)
-            self.settle()
-        self._fresh = self.real is None
-        return self._fresh
+        self.failed(BaseException("struck"), fresh=self.is_fresh())
+        self.settle()
 
     def _consider(self, statement: Statement) -> None:
         """Refuse or note what a statement does beyond itself, before it is sent."""
@@ -174,12 +185,6 @@ class Link:
             self.pin(statement.alters)
         if not statement.harmless:
             self.altered = True
-
-    def nothing_seen(self) -> None:
-        """Note that a call of the driver's comes whose statements, if any, nobody has looked at."""
-        self.altered = True
-        self._statement = None
-        self._unsettled = True
 
     def pin(self, what: str) -> None:
         """Keep the session until `close`, because of *what* is about to be left in it.
@@ -212,21 +217,19 @@ class Link:
 
     def borrow(self) -> Any:
         """Return the real connection, borrowing one if there is none.  The lock is held."""
-        if self.closed:
-            raise self.driver.closed(self._said("the connection is closed"))
-        if self.lost is not None:
-            raise self.driver.error("OperationalError", self._said(self.lost))
+        if self.lost is not None or self.closed:
+            self._refuse_what_is_gone()
         if self.real is not None:
             return self.real
         lease = self._lease
-        if lease.lasts:  # an exception struck on the way home
+        if lease._entry is not None:  # an exception struck on the way home
             lease.discard()
             self._return(None)
         try:
             real = lease.__enter__()
-            self.turn += 1
-            if self.turn == 1:
+            if not self.turn:
                 self.kind = type(real)
+            self.turn += 1
             self.driver.arrived(self, real)
             if self._carrier is not None:
                 self._carrier.apply(real)
@@ -239,27 +242,33 @@ class Link:
                 self._return(exc)
             raise
 
+    def _refuse_what_is_gone(self) -> NoReturn:
+        if self.closed:
+            raise self.driver.closed(self._said("the connection is closed"))
+        assert self.lost is not None
+        raise self.driver.error("OperationalError", self._said(self.lost))
+
     def settle(self) -> None:
         """Give the real connection back if nothing keeps it.  The lock is held."""
-        if not self.holds and self.pinned is None and self.real is not None:
-            self._settle()
+        if self.real is not None and not self.holds and self.pinned is None:
+            lease = self._lease
+            verdict = lease.verdict()
+            if verdict or self._undo or self._open_cursors or self._carrier is not None:
+                self._settle(verdict)
+            else:
+                self.real = None  # as in _go_home: there is nothing to be left behind
+                self.in_transaction = False
+                altered, self.altered = self.altered, False
+                lease.end(spare=self._tracks and not altered)
         self._unsettled = False
 
-    def _settle(self) -> None:
-        verdict = self._lease.verdict()
-        if not (verdict or self._undo or self._open_cursors or self._carrier is not None):
-            self.real = None  # as in _go_home: there is nothing to be left behind
-            self.in_transaction = False
-            altered, self.altered = self.altered, False
-            self._lease.end(spare=self._tracks and not altered)
-        elif verdict <= _ALTERED:
+    def _settle(self, verdict: Verdict) -> None:
+        at_rest = verdict <= _ALTERED or verdict > _BROKEN
+        if not at_rest and verdict < _BROKEN and not self._lease.sees_transactions():
+            at_rest = not self.in_transaction
+        if at_rest:
             self._go_home()
-        elif verdict < _BROKEN and not self._lease.sees_transactions():
-            if not self.in_transaction:
-                self._go_home()
-        elif verdict > _BROKEN:
-            self._go_home()
-        if self.real is not None and self._noted != self.turn:
+        elif self._noted != self.turn:
             self._noted = self.turn
             self._lease.note_caller()  # somebody may ask who has it
 
@@ -301,8 +310,14 @@ class Link:
     def held(self, query: object = None) -> Iterator[Any]:
         """Keep a real connection for a block; yield it.  Blocks nest."""
         with self.lock:
+            if query is None:
+                if self._unsettled:
+                    self._look_again()
+                self._since = self.turn
+                real = self.borrow()
+            else:
+                real = self.begin(query)
             fresh = self.is_fresh()
-            real = self.borrow() if query is None else self.begin(query)
             self.holds += 1
             turn = self.turn
         try:
@@ -340,12 +355,15 @@ class Link:
     def _end(self, how: str) -> None:
         with self.lock:
             if self.closed or self.lost is not None:
-                self.borrow()  # raises
-            if self.is_fresh():
+                self._refuse_what_is_gone()
+            if self._unsettled:
+                self._look_again()
+            if self.real is None:
                 if self.lost is None or (how == "rollback" and not self.lost_for_good):
                     self.lost = None
                     return
-                self.borrow()  # raises
+                self._refuse_what_is_gone()
+            self._since = self.turn
             real, self._unsettled = self.real, True
             try:
                 getattr(real, how)()

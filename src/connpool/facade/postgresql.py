@@ -25,28 +25,18 @@ __all__ = ("Psycopg", "Psycopg2", "PsycopgConnection", "PsycopgCursor")
 class PsycopgCursor(Cursor):
     """A cursor of psycopg's, in the client or in the server."""
 
-    __slots__ = ("_own_adapters",)
+    __slots__ = ()
 
     row_factory = Through()
     itersize = Through(100)
     format = Through()
 
-    def __init__(self, face: Connection, link: Link, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__(face, link, args, kwargs)
-        self._own_adapters: Any = None
-
-    def _made(self, real: Any) -> Any:
-        raw = self._link.driver.new_cursor(self._link, real, self._args, self._kwargs)
-        if self._own_adapters is not None:
-            _adapt(raw, self._own_adapters)
-        return raw
-
     @property
     def adapters(self) -> Any:
         """The types' adapters of this cursor, on whichever connection it is executed."""
-        if self._own_adapters is None:
-            self._own_adapters = self.__getattr__("adapters")
-        return self._own_adapters
+        if self._adapters is None:
+            self._adapters = self.__getattr__("adapters")
+        return self._adapters
 
     @property
     def closed(self) -> bool:
@@ -188,13 +178,6 @@ class PsycopgConnection(Connection):
         self._link.keep("deferrable", value)
 
 
-def _adapt(raw: Any, adapters: Any) -> None:
-    """Give a cursor adapters; a loader that is registered later counts for rows that are there, too."""
-    own = type(adapters)(adapters)
-    own._register_loader_callback = raw.adapters._register_loader_callback
-    raw._adapters = own  # there is no public way
-
-
 class _PostgreSQL(Driver):
     dialect = "postgresql"
     follows = False  # the server tells whether a transaction is open
@@ -248,8 +231,14 @@ class Psycopg(_PostgreSQL):
             return real.cursor(*args, **kwargs)
         raw = _made(real, local, *args, **kwargs)
         if "adapters" in local:
-            _adapt(raw, local["adapters"])
+            self.adapt(raw, local["adapters"])
         return raw
+
+    def adapt(self, raw: Any, adapters: Any) -> None:
+        """Give a cursor adapters; a loader that is registered later counts for rows that are there, too."""
+        own = type(adapters)(adapters)
+        own._register_loader_callback = raw.adapters._register_loader_callback
+        raw._adapters = own  # there is no public way
 
     def is_outdated(self, exc: BaseException) -> bool:
         """Recognise "cached plan must not change result type", in whatever language the server says it."""

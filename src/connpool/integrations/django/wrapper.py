@@ -113,7 +113,9 @@ class PooledWrapper:
     _lent: Any = None
     """What is lent.  `connection` may be somebody's wrapper of it."""
     _lease: Turns[Any] | None = None
-    """What gives it back; ``None`` if it is of the facade, and gives itself back."""
+    """What gives it back, if it is the driver's."""
+    _link: Any = None
+    """What gives it back, if it is the facade's."""
     _turn: int = -1
     """The turn of the facade's after which it was looked at."""
     _tracks: bool = False
@@ -226,6 +228,11 @@ class PooledWrapper:
 
     # -- borrowing and giving back, in place of opening and closing
 
+    def ensure_connection(self) -> None:
+        """Borrow, if that is not done already; Django's own would look first whether a loop runs here."""
+        if self.connection is None:
+            super().ensure_connection()  # type: ignore[misc] # Django's
+
     def get_connection_params(self) -> dict[str, Any]:
         """Return Django's parameters for the driver."""
         self._pool_key()
@@ -262,6 +269,7 @@ class PooledWrapper:
     def _borrow(self, pool: Pool) -> None:
         if self._by_transaction:
             self._lent = self._open_facade(pool)
+            self._link = self._lent._link
             return
         lease = pool.turns()
         conn = lease.__enter__()
@@ -294,7 +302,7 @@ class PooledWrapper:
 
     def _give_back(self) -> None:
         conn, lease = self._lent, self._lease
-        self._lent = self._lease = None
+        self._lent = self._lease = self._link = None
         if lease is None:
             conn.close()
             return
@@ -305,8 +313,8 @@ class PooledWrapper:
 
     def take_home(self, thread: str) -> None:
         """Give back what a thread that has ended still had."""
-        if self._lent is None or self._has_nothing():
-            return
+        if self._lent is None or (self._link is not None and self._link.is_as_new()):
+            return  # nobody else could use what it has
         self.connection = None
         failure = ""
         try:
@@ -318,7 +326,7 @@ class PooledWrapper:
     def forget(self) -> None:
         """Forget what is lent, in a forked child: it is the parent's."""
         if self._lent is not None:
-            self.connection = self._lent = self._lease = None
+            self.connection = self._lent = self._lease = self._link = None
 
     # -- health: the pool's affair
 
@@ -329,25 +337,19 @@ class PooledWrapper:
 
     def close_if_unusable_or_obsolete(self) -> None:
         """Give back: what Django would find out first, with a query, the pool does by itself."""
+        link = self._link
+        if link is not None and link.is_as_new():  # it may serve the next request, too
+            if link.turn != self._turn:
+                self._turn = link.turn
+                return
+            # Nothing was said since the last look, so this one is before a request: is the pool still ours?
+            if registry.known(self._pool_key()) is link.pool:
+                return
         if self._lent is None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc] # Django's
-        elif not self._may_stay():
-            self.health_check_done = False
-            self.close()
-
-    def _has_nothing(self) -> bool:
-        """Tell whether what is lent is of the facade, and at rest: nobody else could use it."""
-        return self._lease is None and bool(self._lent._link.is_as_new())
-
-    def _may_stay(self) -> bool:
-        """Tell whether what is lent may serve the next request, too; Django asks before and after each."""
-        if not self._has_nothing():
-            return False
-        link = self._lent._link
-        if link.turn == self._turn:  # nothing was said since the last look: there may be another pool now
-            return registry.known(self._pool_key()) is link.pool
-        self._turn = link.turn
-        return True
+            return
+        self.health_check_done = False
+        self.close()
 
     if TYPE_CHECKING:
         health_check_done: bool
