@@ -24,7 +24,7 @@ from . import borrowers
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
 from .advice import Advice, advise
 from .behind import Proxy
-from .deadlines import earliest, limits
+from .deadlines import limits
 from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Flows
@@ -433,7 +433,7 @@ class AsyncConnectionPool(Generic[C]):
             PoolClosed: The pool is closed.
         """
         check_timeout("timeout", timeout)
-        await self._run(self._flows.ready(earliest(timeout, clock())))
+        await self._run(self._flows.ready(limits(timeout)[1]))
 
     def evict(self, *, over: float = 0.0) -> None:
         """Replace every connection: idle ones now, those in use when they come back.

@@ -38,18 +38,11 @@ def deadline(seconds: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
-def earliest(timeout: float | None, now: float) -> float | None:
-    """Return the instant at which an acquire that begins *now* must end; ``None``: never."""
-    own, outer = None if timeout is None else now + timeout, _deadline.get()
-    if own is None or outer is None:
-        return outer if own is None else own
-    return min(own, outer)
-
-
 def limits(timeout: float | None) -> tuple[float | None, float | None]:
     """Return the timeout and the deadline of an acquire that begins now and is asked to take *timeout*."""
-    now = clock()
-    deadline = earliest(timeout, now)
+    now, deadline = clock(), _deadline.get()
+    if timeout is not None and (deadline is None or now + timeout < deadline):
+        deadline = now + timeout
     if deadline is not None and deadline <= now:
         timeout = 0  # also if it is a surrounding deadline that has passed
     return timeout, deadline

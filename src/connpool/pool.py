@@ -16,7 +16,7 @@ from .adapter import Adapter, Credentials, adapter_for_url
 from .advice import Advice, advise
 from .behind import Proxy
 from .borrowers import threads
-from .deadlines import earliest, limits
+from .deadlines import limits
 from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Flows
@@ -352,7 +352,7 @@ class ConnectionPool(Generic[C]):
             PoolClosed: The pool is closed.
         """
         check_timeout("timeout", timeout)
-        self._run(self._flows.ready(earliest(timeout, clock())))
+        self._run(self._flows.ready(limits(timeout)[1]))
 
     def evict(self, *, over: float = 0.0) -> None:
         """Replace every connection: idle ones now, those in use when they come back.

@@ -55,9 +55,9 @@ class ThreadWaiter(Waiter):
 
     def __init__(self) -> None:
         # Attributes looked up at use, not imported by name: gevent replaces them.
-        self._baton = threading.Lock()
-        self._baton.acquire()
-        super().__init__(self._baton.release)
+        baton = self._baton = threading.Lock()
+        baton.acquire()
+        Waiter.__init__(self, baton.release)
 
     def park(self, deadline: float | None) -> None:
         """Sleep until woken, at most until *deadline*, and never longer than `LOOK_EVERY`."""

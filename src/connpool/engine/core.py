@@ -102,16 +102,15 @@ def locked(
 
     @wraps(transition)
     def under_lock(core: Core[C], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        lock = core.lock
-        owned: bool = lock._is_owned()  # type: ignore[attr-defined] # in every RLock, missing in typeshed
+        owned = core.inside()
         try:
-            with lock:
+            with core.lock:
                 if core.lost:
                     core._reclaim()
                 result = transition(core, *args, **kwargs)
         except BaseException:
-            if not owned and lock._is_owned():  # type: ignore[attr-defined] # as above
-                lock.release()
+            if not owned and core.inside():
+                core.lock.release()
             raise
         if core.again and not owned:
             core.again = False
@@ -127,6 +126,8 @@ class Core(Generic[C]):
     def __init__(self, options: PoolOptions) -> None:
         # Looked up here, not imported by name: gevent replaces the attribute.
         self.lock = threading.RLock()
+        # Tells whether this thread is in a transition already: only a finalizer can ask and hear yes.
+        self.inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined] # see locked
         self.idle: deque[Entry[C]] = deque()  # a stack: surplus connections sink and age
         self.waiters: deque[Waiter] = deque()  # first come, first served, by ticket
         # Ordered sets, as dictionaries: equal histories must give equal iterations.
@@ -166,11 +167,6 @@ class Core(Generic[C]):
         self._gate = Waiter(lambda: None)
         self._tickets = count()
         self._watchers: list[Watcher] = []
-
-    def inside(self) -> bool:
-        """Tell whether this thread is in a transition already: only a finalizer can ask and hear yes."""
-        owned: bool = self.lock._is_owned()  # type: ignore[attr-defined] # see locked
-        return owned
 
     # -- waiting -------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class Driver:
     """Whether ``with conn:`` closes the connection at its end."""
     with_commits: ClassVar[bool] = False
     """Whether it commits before it closes."""
+    greets: ClassVar[bool] = False
+    """Whether `greet` has something to do."""
     follows: ClassVar[bool] = True
     """Whether `before` has something to do."""
     local: ClassVar[frozenset[str]] = frozenset()
@@ -113,7 +115,7 @@ class Driver:
         """Tell whether an error says that what sessions have prepared is of no use any more."""
         return False
 
-    def arrived(self, link: Link, real: Any) -> None:
+    def greet(self, link: Link, real: Any) -> None:
         """Make ready a connection that was just borrowed."""
 
     def before(self, link: Link, real: Any, statement: Statement) -> None:

@@ -230,7 +230,8 @@ class Link:
             if not self.turn:
                 self.kind = type(real)
             self.turn += 1
-            self.driver.arrived(self, real)
+            if self.driver.greets:
+                self.driver.greet(self, real)
             if self._carrier is not None:
                 self._carrier.apply(real)
             if self.kept:

@@ -182,6 +182,7 @@ class MySQLdbConnection(MySQLConnection):
 class _MySQL(Driver):
     dialect = "mysql"
     with_closes = True
+    greets = True
     local: ClassVar[frozenset[str]] = frozenset(["cursorclass"])
 
     def autocommit_of(self, arguments: Mapping[str, Any]) -> bool | None:
@@ -208,7 +209,7 @@ class _MySQL(Driver):
         """Tell whether a statement of a link is a transaction of its own."""
         return bool(real.get_autocommit()) if link.autocommit is None else link.autocommit
 
-    def arrived(self, link: Link, real: Any) -> None:
+    def greet(self, link: Link, real: Any) -> None:
         """Switch autocommit on for a link that wants it, on a pool of connections without."""
         if link.autocommit and not real.get_autocommit():
             real.autocommit(True)
