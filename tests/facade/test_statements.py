@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from connpool.facade import functions, verbs
-from connpool.facade.statements import _RULES, Dialect, Statement, recognise
+from connpool.facade.statements import _RULES, Dialect, Readings, Statement, recognise
 
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
@@ -433,3 +433,14 @@ def test_the_tables_do_not_contradict_each_other() -> None:
         assert not rules.harmless & (rules.altering.keys() | rules.asking.keys())
         assert not functions.DEFINITION & (rules.altering.keys() | rules.asking.keys())
     assert not functions.GRAMMAR & verbs.PROGRAMS
+
+
+def test_a_bounded_number_of_texts_is_remembered() -> None:
+    known = Readings("postgresql")
+    for number in range(5000):
+        assert known[f"SELECT {number}"].harmless
+        assert len(known) <= 2048
+    assert known["SELECT 4999"] is known["SELECT 4999"]
+    long = f"SELECT '{'a' * 5000}'"
+    assert known[long].harmless
+    assert long not in known

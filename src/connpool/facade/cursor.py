@@ -109,7 +109,8 @@ class Cursor:
                 raw = self._on(real)
                 result = getattr(raw, name)(query, *args, **kwargs)
                 self._turn = link.turn
-                self._note_rows(raw)
+                if type(raw) not in link.driver.in_memory:
+                    self._note_rows(raw)
             except BaseException as exc:
                 link.failed(exc, fresh=link.is_fresh())
                 raise
@@ -123,6 +124,7 @@ class Cursor:
         driver = link.driver
         if raw is None or driver.connection_of(raw) is not real:
             raw = self._raw = driver.new_cursor(link, real, self._args, self._kwargs)
+            self._live = False
             if self._adapters is not None:
                 driver.adapt(raw, self._adapters)
         for name, value in self.__dict__.items():
@@ -132,6 +134,8 @@ class Cursor:
     def _note_rows(self, raw: Any) -> None:
         """Note what the execution has left to be read."""
         driver, link = self._link.driver, self._link
+        if driver.reads_ahead(type(raw)):
+            driver.in_memory.add(type(raw))
         self._live = driver.is_live(raw)
         if self._live and not self._holds:
             if driver.must_hold(raw):

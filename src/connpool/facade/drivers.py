@@ -12,7 +12,7 @@ from connpool.errors import PoolMisuse
 from .connection import Connection
 from .cursor import BufferedCursor
 from .errors import closed_error
-from .statements import Dialect, Statement
+from .statements import KNOWN, Dialect, Statement
 
 if TYPE_CHECKING:
     from .link import Link
@@ -44,6 +44,10 @@ class Driver:
     def __init__(self, module: str) -> None:
         self.module = module
         """The driver's module, by its name."""
+        self.known = KNOWN[self.dialect]
+        """What statements do, by their texts."""
+        self.in_memory: set[type[Any]] = set()
+        """Classes of cursors that are known to have their rows in memory once they are executed."""
 
     # -- errors --------------------------------------------------------------------------------------
 
@@ -140,6 +144,10 @@ class Driver:
     def connection_of(self, raw: Any) -> object:
         """Return the real connection of a driver's cursor."""
         return getattr(raw, "connection", None)
+
+    def reads_ahead(self, kind: type[Any]) -> bool:  # noqa: ARG002
+        """Tell whether cursors of a class are never live, and need no connection to be read."""
+        return False
 
     def is_live(self, raw: Any) -> bool:  # noqa: ARG002
         """Tell whether a cursor has its rows in the server."""

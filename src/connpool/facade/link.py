@@ -33,7 +33,7 @@ from connpool.guard import site
 from connpool.pool import ConnectionPool
 
 from .settings import Carrier
-from .statements import Statement, recognise
+from .statements import Statement
 
 if TYPE_CHECKING:
     from .drivers import Driver
@@ -131,7 +131,7 @@ class Link:
         if self._unsettled:
             self._look_again()
         driver = self.driver
-        statement = recognise(query if type(query) is str else driver.text(query), driver.dialect)
+        statement = driver.known[query if type(query) is str else driver.text(query)]
         if not statement.plain:
             self._consider(statement)
         self._statement = statement

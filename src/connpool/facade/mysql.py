@@ -216,7 +216,7 @@ class _MySQL(Driver):
 
     def new_cursor(self, link: Link, real: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a cursor of the class that is asked for, here or by the link."""
-        if not args and not kwargs and "cursorclass" in link.local:
+        if link.local and not args and not kwargs:
             args = (link.local["cursorclass"],)
         return real.cursor(*args, **kwargs)
 
@@ -250,12 +250,21 @@ class PyMySQL(_MySQL):
         """Return PyMySQL's."""
         return sys.modules["pymysql"].connections.Connection if "pymysql" in sys.modules else None
 
+    def greet(self, link: Link, real: Any) -> None:
+        """Switch autocommit on where that is wanted; the status is at hand."""
+        if link.autocommit and not real.server_status & _AUTOCOMMIT:
+            real.autocommit(True)
+
     def before(self, link: Link, real: Any, statement: Statement) -> None:
         """Begin, for a link without autocommit on a connection with it, unless the statement does or ends."""
         if link.autocommit is False and not statement.begins and not statement.ends:
             status = real.server_status
             if status & _AUTOCOMMIT and not status & _IN_TRANS:
                 self._begin(real)
+
+    def reads_ahead(self, kind: type[Any]) -> bool:
+        """Tell whether it is a class of buffered cursors."""
+        return not issubclass(kind, sys.modules["pymysql.cursors"].SSCursor)
 
     def is_live(self, raw: Any) -> bool:
         """Tell whether a cursor reads its rows from the socket."""

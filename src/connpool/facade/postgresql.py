@@ -251,6 +251,10 @@ class Psycopg(_PostgreSQL):
         """Return the real connection of a cursor."""
         return raw.connection
 
+    def reads_ahead(self, kind: type[Any]) -> bool:
+        """Tell whether it is a class of cursors without names."""
+        return not hasattr(kind, "withhold")
+
     def is_live(self, raw: Any) -> bool:
         """Tell whether a cursor has a name."""
         return hasattr(raw, "withhold")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 from . import functions, lexer, verbs
@@ -119,11 +118,37 @@ def recognise(text: str, dialect: Dialect) -> Statement:
         text: What the driver is given, with the placeholders in it.
         dialect: Whose SQL it is.  "unknown" is read with the caution that this calls for.
 
-    The last 2,048 texts of up to 4,096 characters are remembered.  No text raises an error.
+    No text raises an error.
     """
-    if len(text) > _LONGEST_KEPT:
-        return _read(text, dialect)
-    return _remembered(text, dialect)
+    return KNOWN[dialect][text]
+
+
+class Readings(dict[str, Statement]):
+    """What texts of one dialect do: read when it is asked for, and remembered for the next time.
+
+    Up to 2,048 texts of up to 4,096 characters.  When there are more, all are forgotten: that is cheaper
+    than to know at each statement which was used last.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__()
+        self._dialect: Dialect = dialect
+
+    def __missing__(self, text: str) -> Statement:
+        statement = _read(text, self._dialect)
+        if len(text) <= _LONGEST_KEPT:
+            if len(self) >= _KEPT:
+                self.clear()
+            self[text] = statement
+        return statement
+
+
+KNOWN: Final[Mapping[str, Readings]] = {
+    "postgresql": Readings("postgresql"),
+    "mysql": Readings("mysql"),
+    "sqlite": Readings("sqlite"),
+    "unknown": Readings("unknown"),
+}
 
 
 def _read(text: str, dialect: Dialect) -> Statement:
@@ -146,9 +171,6 @@ def _read(text: str, dialect: Dialect) -> Statement:
         other = _understood(rules, rules.lexer.otherwise.cut(text))
         statement = replace(statement, harmless=other.harmless)
     return statement
-
-
-_remembered = lru_cache(maxsize=_KEPT)(_read)
 
 
 def _understood(rules: _Rules, words: list[str]) -> Statement:
