@@ -416,6 +416,7 @@ class World:
         self.core: Core[FakeConnection] = self.pool._core
         self.lock = Turnstile(crew, prompt=prompt)
         self.core.lock = self.lock  # type: ignore[assignment]
+        self.core.inside = self.lock._is_owned
         self.held: dict[FakeConnection, Lease[FakeConnection]] = {}
         self.gone: set[FakeConnection] = set()  # what an evict() that has returned meant
         self.refused: dict[str, PoolError] = {}

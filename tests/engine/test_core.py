@@ -1366,7 +1366,7 @@ class StruckLock:
 def test_interrupt_on_the_way_into_the_lock_leaves_it_free() -> None:
     core = make_core()
     lock: Any = StruckLock()
-    core.lock = lock
+    core.lock, core.inside = lock, lock._is_owned
     with pytest.raises(Interrupt):
         core.brief()
     assert not core.inside()
