@@ -331,12 +331,12 @@ def _pooled(base: type[Any]) -> type[Any]:
                     CR.CR_COMMANDS_OUT_OF_SYNC,
                     "an earlier command was interrupted before its answer came: connection closed",
                 )
-            base._execute_command(self, command, sql)  # not by super(), which takes longer than all else here
+            super()._execute_command(command, sql)
             self._next_seq_id = _Awaited(self._next_seq_id)
 
         def _write_bytes(self, data: bytes) -> None:
             self._next_seq_id = _SENT
-            base._write_bytes(self, data)
+            super()._write_bytes(data)
             # The mark stays.  An exception may strike before our caller sets the number that it
             # awaits next, and one that was put back here could be the number of an answer read.
 
@@ -349,7 +349,7 @@ def _pooled(base: type[Any]) -> type[Any]:
             known = self.server_status
             try:
                 if not unbuffered and type(known) is int:
-                    return base._read_query_result(self)  # type: ignore[no-any-return]
+                    return super()._read_query_result()  # type: ignore[no-any-return]
                 self.server_status = _Doubtful(known | _IN_TRANS)
                 with _tapped(self) as last:
                     affected: int = super()._read_query_result(unbuffered)

@@ -128,15 +128,13 @@ class Link:
         Raises:
             PoolMisuse: The mode, or ``on_session_state``, does not allow the statement.
         """
-        if self._unsettled:
-            self._look_again()
+        self._next_call()
         driver = self.driver
         statement = driver.known[query if type(query) is str else driver.text(query)]
         if not statement.plain:
             self._consider(statement)
         self._statement = statement
         self._unsettled = True
-        self._since = self.turn
         real = self.borrow()
         if driver.follows:
             try:
@@ -148,25 +146,26 @@ class Link:
 
     def begin_unseen(self) -> Any:
         """Return a real connection for a call whose statements nobody looks at.  The lock is held."""
-        if self._unsettled:
-            self._look_again()
+        self._next_call()
         self.altered = True
         self._statement = None
         self._unsettled = True
-        self._since = self.turn
         return self.borrow()
 
     def is_fresh(self) -> bool:
         """Tell whether the last call had to borrow."""
         return self.turn != self._since
 
-    def _look_again(self) -> None:
-        """Look at the connection for who was struck by an exception where nobody could see it.
+    def _next_call(self) -> None:
+        """Note that a call begins, and look at what an exception has left that struck the one before.
 
-        It may be in the middle of an exchange, and then the next answer would be taken for another's.
+        Where nobody could see it, nobody has looked at the connection.  It may be in the middle of an
+        exchange, and then the next answer would be taken for another's.
         """
-        self.failed(BaseException("struck"), fresh=self.is_fresh())
-        self.settle()
+        if self._unsettled:
+            self.failed(BaseException("struck"), fresh=self.is_fresh())
+            self.settle()
+        self._since = self.turn
 
     def _consider(self, statement: Statement) -> None:
         """Refuse or note what a statement does beyond itself, before it is sent."""
@@ -312,9 +311,7 @@ class Link:
         """Keep a real connection for a block; yield it.  Blocks nest."""
         with self.lock:
             if query is None:
-                if self._unsettled:
-                    self._look_again()
-                self._since = self.turn
+                self._next_call()
                 real = self.borrow()
             else:
                 real = self.begin(query)
@@ -357,14 +354,12 @@ class Link:
         with self.lock:
             if self.closed or self.lost is not None:
                 self._refuse_what_is_gone()
-            if self._unsettled:
-                self._look_again()
+            self._next_call()
             if self.real is None:
                 if self.lost is None or (how == "rollback" and not self.lost_for_good):
                     self.lost = None
                     return
                 self._refuse_what_is_gone()
-            self._since = self.turn
             real, self._unsettled = self.real, True
             try:
                 getattr(real, how)()

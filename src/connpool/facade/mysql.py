@@ -250,11 +250,6 @@ class PyMySQL(_MySQL):
         """Return PyMySQL's."""
         return sys.modules["pymysql"].connections.Connection if "pymysql" in sys.modules else None
 
-    def greet(self, link: Link, real: Any) -> None:
-        """Switch autocommit on where that is wanted; the status is at hand."""
-        if link.autocommit and not real.server_status & _AUTOCOMMIT:
-            real.autocommit(True)
-
     def before(self, link: Link, real: Any, statement: Statement) -> None:
         """Begin, for a link without autocommit on a connection with it, unless the statement does or ends."""
         if link.autocommit is False and not statement.begins and not statement.ends:
