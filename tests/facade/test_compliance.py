@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from servers import wait_until
 
+from connpool.threads import housekeeper
 from facade.compliance import Compliance
 from facade.sites import THERE, Site, SiteOf
 
@@ -34,6 +36,7 @@ def module(site: Site, mode: tuple[str, str]) -> Any:
     conn = module.connect(**site.arguments)
     conn.cursor().execute("select 1")  # its threads begin here, and not in a test
     conn.close()
+    wait_until(housekeeper.is_alive, what="the housekeeper")  # who dialled tells it after handing over
     return module
 
 
