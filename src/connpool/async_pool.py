@@ -579,9 +579,9 @@ class AsyncConnectionPool(Generic[C]):
         timeout = self._options.acquire_timeout if isinstance(lease._timeout, Default) else lease._timeout
         timeout, deadline = limits(timeout)
         frame = _getframe(2)
-        site = frame.f_code, frame.f_lasti
+        waiter = self._flows.waiter((frame.f_code, frame.f_lasti))
         # The flow has noted its end, and here its owner is noted: nothing can be cancelled in between.
-        entry = lease._entry = await self._run(self._flows.acquire(candidate, timeout, deadline, site))
+        entry = lease._entry = await self._run(self._flows.acquire(candidate, timeout, deadline, waiter))
         return entry.conn
 
     async def _begin(self, lease: Lease[C]) -> None:

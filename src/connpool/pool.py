@@ -494,8 +494,21 @@ class ConnectionPool(Generic[C]):
         timeout = getattr(lease, "_timeout", self._options.acquire_timeout)
         timeout, deadline = limits(timeout)
         frame = _getframe(2)
-        site = frame.f_code, frame.f_lasti
-        entry = lease._entry = self._run(self._flows.acquire(candidate, timeout, deadline, site))
+        self._stay_outside()
+        flows = self._flows
+        waiter = flows.waiter((frame.f_code, frame.f_lasti))
+        try:
+            if candidate is None and flows.just_waits(waiter):
+                waiter.park(deadline)  # type: ignore[attr-defined] # ours
+            entry = flows.served(waiter)
+            if entry is None:
+                entry = self._runner.run(flows.acquire(candidate, timeout, deadline, waiter))
+        except BaseException:
+            flows.give_up(waiter)
+            if self._core.owes():
+                self._follow_up()
+            raise
+        lease._entry = entry
         return entry.conn
 
     def _unguarded(self, method: str, conn: C) -> tuple[C, Loan | None]:
@@ -529,12 +542,15 @@ class ConnectionPool(Generic[C]):
         self._run(self._flows.release(entry, exc, lease._ending))
 
     def _run(self, flow: Flow[R]) -> R:
+        self._stay_outside()
+        return self._runner.run(flow)
+
+    def _stay_outside(self) -> None:
         if self._core.inside():
             raise PoolMisuse(
                 f"pool {self.name!r} was called by a finalizer or a signal handler that ran in the middle of "
                 "the pool's own critical section; do not use a pool in __del__ or in a signal handler"
             )
-        return self._runner.run(flow)
 
     def _follow_up(self) -> None:
         if not self._core.inside():

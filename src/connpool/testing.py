@@ -695,13 +695,31 @@ class Simulation:
         task._soon()
         return task
 
+    def _enter(
+        self, candidate: Entry[FakeConnection] | None, timeout: float | None, deadline: float | None
+    ) -> Flow[Entry[FakeConnection]]:
+        """Acquire as `ConnectionPool` does: who only has to wait does that without the flow."""
+        flows = self.flows
+        waiter = flows.waiter(None)
+        try:
+            if candidate is None and flows.just_waits(waiter):
+                yield Park(waiter, deadline)
+            found = flows.served(waiter)
+            if found is None:
+                flow, candidate = flows.acquire(candidate, timeout, deadline, waiter), None
+                found = yield from flow
+        except BaseException:
+            flows.give_up(waiter)
+            raise
+        return found
+
     def acquire(self, timeout: float | None) -> Task[Entry[FakeConnection]]:
         """Acquire as a lease does: the warm path first, then the flow."""
         core, candidate = self.core, None
         if not core.waiters and core.idle:
             candidate = core.idle.pop()
         deadline = None if timeout is None else self.now + timeout
-        task = self.spawn(self.flows.acquire(candidate, timeout, deadline, None), "acquire")
+        task = self.spawn(self._enter(candidate, timeout, deadline), "acquire")
         del candidate
 
         def lend(task: Task[Entry[FakeConnection]]) -> None:

@@ -310,7 +310,8 @@ class World:
         """Acquire as a lease does: a candidate from the stack unless somebody waits."""
         candidate = self.core.idle.pop() if self.core.idle and not self.core.waiters else None
         deadline = None if timeout is None else self.now + timeout
-        return self.hold(self.flows.acquire(candidate, timeout, deadline, self.people.site))
+        waiter = self.flows.waiter(self.people.site)
+        return self.hold(self.flows.acquire(candidate, timeout, deadline, waiter))
 
     def release(
         self, entry: Entry[Any], error: BaseException | None = None, ending: Ending = "commit"

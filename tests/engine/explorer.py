@@ -82,7 +82,15 @@ LOCAL: Final = frozenset(
 """Bytecodes that no other thread can notice: to switch before one is to switch before the next."""
 
 SHARING: Final = frozenset(
-    {"Lease.__enter__", "Lease.__exit__", "Flows._queued", "Flows._check", "ConnectionPool._exit"}
+    {
+        "ConnectionPool._exit",
+        "Flows._check",
+        "Flows._queued",
+        "Flows.just_waits",
+        "Flows.served",
+        "Lease.__enter__",
+        "Lease.__exit__",
+    }
 )
 """Outside the core, these functions touch what threads share; all others do so by calling the core."""
 
@@ -376,7 +384,7 @@ class CooperativeWaiter(Waiter):
     def park(self, deadline: float | None) -> None:
         actor = self.crew.me()
         assert actor is not None, "somebody outside the schedule would have to wait"
-        if not self.woken:
+        if not self.woken and (deadline is None or self.clock() < deadline):
             actor.waiter = self
             actor.stop("parked")
             actor.waiter = None

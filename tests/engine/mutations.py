@@ -62,7 +62,7 @@ MISTAKES: dict[str, list[Edit]] = {
     ],
     # The waiter.
     "skip the second look at idle": [
-        Edit(Core, "queue", "self._match()\n        return waiter.outcome", "return waiter.outcome"),
+        Edit(Core, "queue", "self._match()\n        waiter.queued", "waiter.queued"),
     ],
     "ignore tickets": [
         Edit(Core, "queue", "while place and ", "while False and "),

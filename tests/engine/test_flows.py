@@ -157,7 +157,9 @@ def test_without_time_for_a_ping_the_probe_decides(timeout: float) -> None:
     world = World(ping_after=30.0)
     dead, alive = world.stock(2)
     world.now += 30.0
-    hand = world.hold(world.flows.acquire(world.core.idle.pop(), timeout, world.now, None))
+    hand = world.hold(
+        world.flows.acquire(world.core.idle.pop(), timeout, world.now, world.flows.waiter(None))
+    )
     assert hand.value() is alive
     assert hand.steps == []
     dead.conn.kill()
@@ -697,7 +699,7 @@ def test_timeout_names_the_last_connect_error_as_its_cause() -> None:
 def test_deadline_that_was_capped_from_outside_is_reported_as_waited() -> None:
     world = World(max_size=1)
     lent = world.lend()
-    hand = world.hold(world.flows.acquire(None, 10.0, world.now + 2.5, None)).run()
+    hand = world.hold(world.flows.acquire(None, 10.0, world.now + 2.5, world.flows.waiter(None))).run()
     world.now += 2.5
     hand.resume()
     assert refusal(hand, PoolTimeout).startswith(f"no connection within 2.5 s: {len(lent)} of 1 in use")
@@ -706,7 +708,7 @@ def test_deadline_that_was_capped_from_outside_is_reported_as_waited() -> None:
 def test_deadline_from_outside_alone_is_reported_as_waited() -> None:
     world = World(max_size=1)
     lent = world.lend()
-    hand = world.hold(world.flows.acquire(None, None, world.now + 2.5, None)).run()
+    hand = world.hold(world.flows.acquire(None, None, world.now + 2.5, world.flows.waiter(None))).run()
     world.now += 2.75
     hand.resume()
     assert refusal(hand, PoolTimeout).startswith(f"no connection within 2.75 s: {len(lent)} of 1 in use")
@@ -838,7 +840,7 @@ def test_candidate_of_a_pool_that_closes_is_not_lent() -> None:
     (entry,) = world.stock()
     world.core.idle.clear()  # taken by the warm path
     world.core.shut()
-    hand = world.hold(world.flows.acquire(entry, 5.0, world.now + 5.0, None))
+    hand = world.hold(world.flows.acquire(entry, 5.0, world.now + 5.0, world.flows.waiter(None)))
     assert refusal(hand, PoolClosed) == "no connection: the pool is closed (pool 'test')"
     world.work()
     assert entry.conn.closed

@@ -476,7 +476,7 @@ def test_error_of_a_hook_keeps_nothing_alive_but_its_connection(hook: str, overd
     watched = weakref.ref(entry)
     if hook == "on_acquire":
         world.core.idle.clear()
-        flow: Any = world.flows.acquire(entry, 5.0, world.now + 5.0, None)
+        flow: Any = world.flows.acquire(entry, 5.0, world.now + 5.0, world.flows.waiter(None))
     else:
         flow = world.flows.release(entry, None, "commit")
     world.hands.clear()

@@ -306,7 +306,8 @@ def test_entry_that_is_lent_twice_is_noticed() -> None:
     task = still.simulation.acquire(5.0)
     still.simulation.run(30.0)
     assert task.result is not None
-    flow = still.simulation.flows.acquire(task.result, 5.0, 35.0, None)
+    flows = still.simulation.flows
+    flow = flows.acquire(task.result, 5.0, 35.0, flows.waiter(None))
     task.result.check_at = float("inf")
     again = still.simulation.spawn(flow, "again")
     again.callbacks.extend(task.callbacks)
@@ -526,10 +527,21 @@ def connections_are_not_closed(patch: pytest.MonkeyPatch) -> None:
 def struck_acquire_keeps_what_it_was_handed(patch: pytest.MonkeyPatch) -> None:
     kept: list[object] = []
 
-    def give_up(flows: Flows[Any], waiter: Waiter, entry: Entry[Any] | None) -> None:
+    def give_up(flows: Flows[Any], waiter: Waiter, entry: Entry[Any] | None = None) -> None:
         kept.append((flows.core.leave(waiter), entry))
 
-    patch.setattr(Flows, "_give_up", give_up)
+    patch.setattr(Flows, "give_up", give_up)
+
+
+def who_only_waited_gets_anything(patch: pytest.MonkeyPatch) -> None:
+    def served(flows: Flows[Any], waiter: Waiter) -> Entry[Any] | None:
+        entry = waiter.outcome
+        if not isinstance(entry, Entry):
+            return None
+        waiter.outcome = Refusal.LEFT
+        return flows._lend(entry, waiter, flows._clock())
+
+    patch.setattr(Flows, "served", served)
 
 
 def resuming_leaves_the_gate_shut(patch: pytest.MonkeyPatch) -> None:
@@ -602,6 +614,7 @@ def idle_entry_is_handed_over_and_kept(patch: pytest.MonkeyPatch) -> None:
         struck_hook_keeps_its_entry,
         suspended_pool_hands_over,
         transactions_are_not_rolled_back,
+        who_only_waited_gets_anything,
         waiter_does_not_look_at_idle,
     ],
     ids=lambda breakage: breakage.__name__,

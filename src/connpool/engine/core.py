@@ -199,6 +199,7 @@ class Core(Generic[C]):
             if totals.peak_waiting < len(waiters):
                 totals.peak_waiting = max(totals.peak_waiting, self._waiting())
         self._match()
+        waiter.queued = waiter.outcome is None
         return waiter.outcome
 
     def _is_crowded(self, bound: int) -> bool:

@@ -74,18 +74,57 @@ class Flows(Returning[C]):
 
     # -- acquire -------------------------------------------------------------------------------------
 
+    def waiter(self, site: Site | None) -> Waiter:
+        """Return a waiter for the present borrower; *site* is what the warm path would note."""
+        waiter = self._waiter()
+        waiter.owner, waiter.site, waiter.since = self._people.me(), site, self._clock()
+        return waiter
+
+    def just_waits(self, waiter: Waiter) -> bool:
+        """Queue a caller who needs no more than a place in line, and tell whether he is to park.
+
+        All connections are there, in other hands than his, and nothing else is to be done; whatever this
+        leaves open, `acquire` sees to.
+        """
+        core = self.core
+        if len(core.slots) < core.max_size or core.closing or core.opening or core.retry_at:
+            return False
+        if core.has(waiter.owner) or (not self._told_blocking and self._people.blocks()):
+            return False
+        return core.queue(waiter) is None and not core.owes()
+
+    def served(self, waiter: Waiter) -> Entry[C] | None:
+        """Lend what a waiter in the queue was given; ``None``: `acquire` has to see to it."""
+        entry = waiter.outcome
+        if not isinstance(entry, Entry):
+            return None
+        now = self._clock()
+        if not self._is_fit(entry, now):
+            return None
+        waiter.outcome = Refusal.LEFT  # a traceback may keep the waiter, but not what it was given
+        if waiter.queued:
+            self.core.waits.append(now - waiter.since)
+        return self._lend(entry, waiter, now)
+
+    def _lend(self, entry: Entry[C], waiter: Waiter, now: float) -> Entry[C]:
+        slot = entry.slot
+        slot.code, slot.lasti = waiter.site or (None, 0)
+        entry.lent_at = now
+        slot.validating = False
+        slot.owner = waiter.owner
+        return entry
+
     def acquire(
-        self, candidate: Entry[C] | None, timeout: float | None, deadline: float | None, site: Site | None
+        self, candidate: Entry[C] | None, timeout: float | None, deadline: float | None, waiter: Waiter
     ) -> Flow[Entry[C]]:
         """Come by an entry that is fit to be lent; *candidate* is one to look at first.
 
-        *timeout* is what the caller asked for, *deadline* the instant that follows from it, *site* what
-        the warm path would note.  A caller whose candidate turns out to be dead keeps its place in line.
+        *timeout* is what the caller asked for, *deadline* the instant that follows from it.  The *waiter*
+        may be in the queue already, and have an outcome: see `just_waits`.  A caller whose candidate
+        turns out to be dead keeps its place in line.
         """
         core, people = self.core, self._people
-        began = self._clock()
-        waiter = self._waiter()
-        waiter.owner, waiter.site, waiter.since = people.me(), site, began
+        began = waiter.since
         entry, candidate = candidate, None
         try:
             if entry is not None:
@@ -111,12 +150,7 @@ class Flows(Returning[C]):
                         )
                     now = self._clock()
                 if reason is None and failure is None:
-                    slot = entry.slot
-                    slot.code, slot.lasti = waiter.site or (None, 0)
-                    entry.lent_at = now
-                    slot.validating = False
-                    slot.owner = waiter.owner
-                    return entry
+                    return self._lend(entry, waiter, now)
                 core.retire(entry, reason or Reason.HOOK, now)
                 entry = None
                 if failure is not None:
@@ -127,10 +161,10 @@ class Flows(Returning[C]):
                 yield from self.follow_up(waiter, deadline)
                 waiter = self._again(waiter)
         except BaseException:
-            self._give_up(waiter, entry)
+            self.give_up(waiter, entry)
             raise
 
-    def _give_up(self, waiter: Waiter, entry: Entry[C] | None) -> None:
+    def give_up(self, waiter: Waiter, entry: Entry[C] | None = None) -> None:
         """Leave an acquire that was struck by an exception, whatever it had got hold of."""
         # Whoever has left already is in no queue; to look for it there would cost the queue's length.
         delivered = None if waiter.outcome is Refusal.LEFT else self.core.leave(waiter)
@@ -158,8 +192,9 @@ class Flows(Returning[C]):
         *nests* says that the caller has a connection: he may be one of those who wait for each other.
         """
         core, people = self.core, self._people
-        outcome = core.queue(waiter)
-        queued, looking, parked = outcome is None, False, False
+        parked = waiter.queued  # he has looked up already
+        looking = parked and waiter.outcome is None and self._looks_around()
+        outcome = waiter.outcome if parked or waiter.outcome is not None else core.queue(waiter)
         while outcome is None:
             if core.owes() or looking:
                 yield from self.follow_up(waiter, deadline)
@@ -178,18 +213,26 @@ class Flows(Returning[C]):
                         yield from self._look_for_deadlock(waiter)
                 yield Park(waiter, deadline)
                 if waiter.outcome is None:
-                    # The deadline, or one of the looks that a parked thread takes by itself.
-                    core.rematch(None)
-                    looking = bool(core.opening or core.closing)  # one of them may be overdue
+                    looking = self._looks_around()
             outcome = waiter.outcome
         waiter.outcome = Refusal.LEFT  # a traceback may keep the waiter, but not what it was given
         waited = self._clock() - began
-        if queued:
+        if waiter.queued:
             core.waits.append(waited)
         if not isinstance(outcome, Entry):
             self._refuse(outcome, waiter, waited, timeout)
         entry: Entry[C] = outcome
         return entry
+
+    def _looks_around(self) -> bool:
+        """Look again for whoever woke without an outcome: for the deadline, or as parked threads do.
+
+        Returns:
+            Whether something is under way that may be overdue.
+        """
+        core = self.core
+        core.rematch(None)
+        return bool(core.opening or core.closing)
 
     # -- the pool as a whole -------------------------------------------------------------------------
 

@@ -60,13 +60,14 @@ class Refusal(Enum):
 class Waiter:
     """A place in the queue.  A runtime adds how its caller sleeps."""
 
-    __slots__ = ("outcome", "owner", "since", "site", "ticket", "wake")
+    __slots__ = ("outcome", "owner", "queued", "since", "site", "ticket", "wake")
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.ticket: int | None = None
         # An Entry, a Refusal, or the exception of the dial that failed everybody; None while open.
         self.outcome: object = None
+        self.queued = False  # there was no outcome at once
         self.owner: object = None  # whose place it is, as `People` call him
         self.site: Site | None = None  # where he asked
         self.since = 0.0
