@@ -33,8 +33,8 @@ class View:
 POOLS = (BUILT_IN, *OURS)
 
 VIEWS = [
-    View("rows, PostgreSQL", "one query of ten rows; 100 clients", "rows", 100, 5, "PostgreSQL", turns=12),
-    View("rows, MariaDB", "one query of ten rows; 100 clients", "rows", 100, 5, "MariaDB", turns=12),
+    View("rows, PostgreSQL", "one query of ten rows; 100 clients", "rows", 100, 5, "PostgreSQL", turns=36),
+    View("rows, MariaDB", "one query of ten rows; 100 clients", "rows", 100, 5, "MariaDB", turns=36),
     View(
         "pause, PostgreSQL",
         "a query, 50 ms of something else, a query; 100 clients; 2 connections in a process",
