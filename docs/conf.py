@@ -56,7 +56,7 @@ def google_style(_app: Sphinx, what: str, name: str, obj: object, _options: obje
 # Where a reader should look for a type that has no entry of its own.
 INSTEAD = {
     "connpool.leases.Lease": "connpool.ConnectionPool.connection",
-    "connpool.async_pool.Lease": "connpool.AsyncConnectionPool.connection",
+    "connpool.async_leases.Lease": "connpool.AsyncConnectionPool.connection",
     "connpool.options.Default": "connpool.DEFAULT",
     "connpool.metrics.Pool": "connpool.ConnectionPool",
 }

@@ -28,7 +28,8 @@ LAYERS = (
     (
         *("connpool.threads", "connpool.tasks", "connpool.borrowers", "connpool.telling"),
         *("connpool.description",),
-        *("connpool.deadlines", "connpool.guard", "connpool.leases", "connpool.pool", "connpool.async_pool"),
+        *("connpool.deadlines", "connpool.guard", "connpool.leases", "connpool.pool"),
+        *("connpool.async_leases", "connpool.async_pool"),
     ),
 )
 TOP = len(LAYERS)
@@ -163,7 +164,7 @@ def complaints_about_ours(module: str, target: str) -> Iterator[str]:
         # connpool itself is above everybody, except as the prefix of a module of ours
         if layer(target) > mine:
             yield f"must not import {target}: a module imports only from lower layers"
-        elif target.startswith("connpool.async_pool") and not module.startswith("connpool.async_"):
+        elif target.startswith("connpool.async_") and not module.startswith("connpool.async_"):
             yield f"must not import {target}: threads and tasks know nothing of each other"
     elif module != "connpool":
         yield from complaints_about_private_names(module, target)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 import weakref
 from asyncio import AbstractEventLoop, _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -16,19 +15,17 @@ from contextvars import copy_context
 from dataclasses import replace
 from math import inf
 from sys import _getframe
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
-from weakref import ref
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
 
-from . import borrowers
 from .adapter import AsyncAdapter, Credentials, async_adapter_for, async_adapter_for_url
 from .advice import Advice, advise
+from .async_leases import BareLease, Lease, Transaction
 from .behind import Proxy
 from .deadlines import limits
 from .description import Description, describe
 from .engine.core import Core
 from .engine.flows import Flows
-from .engine.operations import Ending, Flow
+from .engine.operations import Flow
 from .engine.records import Entry
 from .engine.upkeep import CLOSE_GRACE
 from .errors import PoolMisuse
@@ -37,139 +34,13 @@ from .options import DEFAULT, Default, PoolOptions, check_spread, check_timeout,
 from .pool import _numbers
 from .reset import Policy
 from .stats import PoolStats
-from .tasks import NO_TASK, TaskRunner, TaskWaiter, task_of, tasks
+from .tasks import TaskRunner, TaskWaiter, tasks
 from .threads import clock, slept
 
 C = TypeVar("C")
 R = TypeVar("R")
 
 Provided: TypeAlias = Mapping[str, Any] | Credentials
-
-
-class Lease(Generic[C]):
-    """A connection on loan, for one ``async with`` block: what `AsyncConnectionPool.connection` returns.
-
-    Between the two comments stands all that happens when a connection is at hand and comes back clean.
-    Nothing there is awaited, so no task comes in between; the order of steps is that of `leases.Lease` all
-    the same, because another thread may evict or resize.
-    """
-
-    __slots__ = ("_entry", "_pool", "_timeout")
-    _ending: ClassVar[Ending] = "commit"
-    _entry: Entry[C] | None
-    _pool: AsyncConnectionPool[C]
-    _timeout: float | Default | None
-
-    # -- warm path
-
-    async def __aenter__(self) -> C:
-        pool = self._pool
-        # Nobody overtakes the queue; and what is idle belongs to the loop that opened it.
-        if pool._waiters or self._entry is not None or _get_running_loop() is not pool._loop:
-            return await pool._enter(self, None)
-        try:
-            entry = self._entry = pool._idle.pop()
-        except IndexError:
-            return await pool._enter(self, None)
-        entry.lent_at = now = clock()
-        if now < entry.check_at and not entry.doomed:
-            slot = entry.slot
-            frame = _getframe(1)
-            slot.code = frame.f_code
-            slot.lasti = frame.f_lasti
-            task = task_of(pool._loop)
-            slot.owner = owner = NO_TASK if task is None else ref(task)
-            hash(owner)  # kept in it: of a task that is gone it could not be asked any more
-            return entry.conn
-        return await pool._enter(self, entry)
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        entry = self._entry
-        pool = self._pool
-        if exc_type is None and entry is not None:
-            verdict = entry.verdict  # looked up apart: as a method call it would take the long way
-            now = clock()
-            check_at = now + pool._look_after
-            if not verdict(entry.conn, entry.baseline) and check_at < entry.warm_until:
-                self._entry = None
-                entry.idle_since = now
-                entry.check_at = check_at
-                entry.slot.owner = None
-                holds = entry.holds
-                holds.append(now - entry.lent_at)
-                if len(holds) >= entry.batch:
-                    pool._core.fold(entry)
-                pool._idle.append(entry)  # publish ...
-                if (pool._waiters or entry.doomed) and pool._core.rematch(entry):  # ... then look
-                    pool._runner.follow_up()
-                return
-        await pool._exit(self, exc)
-
-    # -- end of warm path
-
-    def _note_caller(self) -> None:
-        """Note the user's line, where it is one of ours that awaits `__aenter__`."""
-        assert self._entry is not None
-        borrowers.note(self._entry.slot, _getframe(1))
-
-    if not TYPE_CHECKING:
-
-        @property
-        def execute(self) -> object:
-            raise AttributeError(
-                "a lease is no connection: write `async with pool.connection() as conn:` and use conn, "
-                "or take a connection with await acquire()"
-            )
-
-        cursor = commit = rollback = close = execute
-
-
-async def _enter_by_flow(lease: Lease[C]) -> C:
-    return await lease._pool._enter(lease, None)
-
-
-async def _exit_by_flow(
-    lease: Lease[C],
-    exc_type: type[BaseException] | None,  # noqa: ARG001 -- the signature of __aexit__
-    exc: BaseException | None,
-    traceback: TracebackType | None,  # noqa: ARG001 -- as above
-) -> None:
-    await lease._pool._exit(lease, exc)
-
-
-def lock_leases() -> None:
-    """Let every lease take the flows, for builds without a GIL: as `leases.lock_leases`."""
-    Lease.__aenter__ = _enter_by_flow  # type: ignore[method-assign, assignment] # that is the purpose
-    Lease.__aexit__ = _exit_by_flow  # type: ignore[method-assign, assignment] # that is the purpose
-
-
-if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    lock_leases()
-
-
-class _BareLease(Lease[C]):
-    """The lease behind `acquire`: `release` never commits."""
-
-    __slots__ = ()
-    _ending: ClassVar[Ending] = "rollback"
-
-
-class _Transaction(Lease[C]):
-    """A lease whose block is one transaction, on autocommit connections too."""
-
-    __slots__ = ()
-
-    async def __aenter__(self) -> C:
-        conn = await super().__aenter__()
-        self._note_caller()
-        try:
-            await self._pool._begin(self)
-        except BaseException as exc:
-            await self.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
-        return conn
 
 
 class AsyncConnectionPool(Generic[C]):
@@ -357,7 +228,7 @@ class AsyncConnectionPool(Generic[C]):
         Like `connection`, with an explicit BEGIN, so that the block is one transaction on an autocommit
         connection too.  Same arguments and errors.
         """
-        return self._lease(_Transaction(), timeout)
+        return self._lease(Transaction(), timeout)
 
     async def acquire(self, timeout: float | Default | None = DEFAULT) -> C:
         """Lend a connection until `release`: for frameworks; prefer `connection`.
@@ -365,7 +236,7 @@ class AsyncConnectionPool(Generic[C]):
         A connection that becomes garbage without release is closed, and its place is free again, if its
         type can be referenced weakly.  Arguments and errors as `connection`.
         """
-        lease = self._lease(_BareLease(), timeout)
+        lease = self._lease(BareLease(), timeout)
         await lease.__aenter__()
         lease._note_caller()
         assert lease._entry is not None
@@ -381,7 +252,7 @@ class AsyncConnectionPool(Generic[C]):
         entry = self._core.take_bare(conn)
         if entry is None:
             raise PoolMisuse(f"release(): {self._core.whereabouts(conn)} (pool {self.name!r})")
-        lease = self._lease(_BareLease(), DEFAULT)
+        lease = self._lease(BareLease(), DEFAULT)
         lease._entry = entry
         del entry
         await lease.__aexit__(None, None, None)

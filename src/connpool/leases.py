@@ -6,7 +6,7 @@ import sys
 from math import inf
 from sys import _getframe
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, NoReturn, TypeVar
 
 from . import borrowers
 from .adapter import Verdict
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from .pool import ConnectionPool
 
 C = TypeVar("C")
+
+
+def no_connection(block: str, acquire: str) -> property:
+    """Return an attribute for what only connections have; whoever asks for it is told how to get one."""
+
+    def refuse(_lease: object) -> NoReturn:
+        raise AttributeError(
+            f"a lease is no connection: write `{block} pool.connection() as conn:` and use conn, "
+            f"or take a connection with {acquire}"
+        )
+
+    return property(refuse)
 
 
 class Lease(Generic[C]):
@@ -96,16 +108,8 @@ class Lease(Generic[C]):
         borrowers.note(self._entry.slot, _getframe(1))
 
     if not TYPE_CHECKING:
-
-        @property
-        def execute(self) -> object:
-            raise AttributeError(
-                "a lease is no connection: write `with pool.connection() as conn:` and use conn, "
-                "or take a connection with acquire()"
-            )
-
         # Not by __getattr__: it would take the shortcut to the slots away from the warm path.
-        cursor = commit = rollback = close = execute
+        execute = cursor = commit = rollback = close = no_connection("with", "acquire()")
 
 
 def _enter_by_flow(lease: Lease[C]) -> C:
