@@ -485,7 +485,7 @@ class ConnectionPool(Generic[C]):
         return lease
 
     def _enter(self, lease: Lease[C], candidate: Entry[C] | None) -> C:
-        """Acquire by the flow: nothing idle, somebody waiting, or a candidate to look at."""
+        """Wait for a connection; or acquire by the flow, if there is more to do than that."""
         if candidate is None and lease._entry is not None:
             raise PoolMisuse(
                 f"a lease serves one `with` block at a time; call connection() again (pool {self.name!r})"
